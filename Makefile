@@ -1,0 +1,33 @@
+# make demo   the whole chain on the shipped images, on this CPU      make up     Prefect server, worker, deployments
+# make test   every check                                             make down   stop what `make up` started
+
+PYTHON ?= python3.11
+bin := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test up down
+
+demo: .venv/.installed
+	$(bin)/python -m flows.pretrain configs/demo.yaml
+
+test: .venv/.installed-test
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/lint-imports
+	$(bin)/pytest
+
+up: .venv/.installed
+	$(bin)/python -m flows.server up
+
+down: .venv/.installed
+	$(bin)/python -m flows.server down
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(bin)/pip install --quiet --only-binary :all: -e . -c constraints.txt
+	touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(bin)/pip install --quiet --only-binary :all: -e '.[test]' -c constraints.txt
+	touch $@

@@ -1,0 +1,32 @@
+"""mae-prepare-data: images to validated MindRecord shards, on any machine; `mae-pretrain` then finds them finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+import tasks.sample_data
+import tasks.shard
+import tasks.validate
+from datasets.records import Records
+from flows import stages as run
+from flows.pretrain import REAL_JOB, load_job
+from flows.stages import finished, workspace_path
+
+
+@flow(name="mae-prepare-data")
+def mae_prepare_data(
+    config: str = REAL_JOB,
+    overrides: list[str] = [],  # noqa: B006 (the UI's form shows it; nothing changes it)
+    data_root: str | None = None,
+) -> Records:
+    """Validate and shard what the config's `data` section says; the parameters are those of `mae-pretrain`."""
+    data = load_job(config, overrides, data_root).data
+    workspace = workspace_path()
+    if data.root is not None:
+        root = Path(data.root)
+    else:
+        root = finished(run.sample_data, tasks.sample_data.intact, workspace).root
+    validation = finished(run.validate, tasks.validate.intact, root, workspace, data)
+    return finished(run.shard, tasks.shard.intact, validation, workspace, data)

@@ -1,0 +1,26 @@
+"""mae-rank-table: the table of an inventory's servers, or of this server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+import tasks.rank_table
+from flows import stages as run
+from flows.pretrain import REAL_JOB
+from flows.stages import finished, workspace_path
+from mae.config import load_config
+from mae.rank_table import RankTableFile
+
+
+@flow(name="mae-rank-table")
+def mae_rank_table(
+    config: str = REAL_JOB,
+    overrides: list[str] = [],  # noqa: B006 (the UI's form shows it; nothing changes it)
+    cluster: str | None = None,
+) -> RankTableFile:
+    """Make and check the rank table of a job; `cluster` names an inventory, none means this server's devices."""
+    device = load_config(config, overrides).device
+    inventory = Path(cluster) if cluster is not None else None
+    return finished(run.rank_table, tasks.rank_table.intact, workspace_path(), device, inventory)

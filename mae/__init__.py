@@ -1,0 +1,1 @@
+"""Masked autoencoders on MindSpore: model, training, evaluation, launch. No Prefect."""

@@ -1,0 +1,152 @@
+"""Checkpoints: a directory per step, written atomically, read only after its digests have been checked.
+
+checkpoints/<step>/model.safetensors       parameters under upstream's state-dict keys; the header names the model
+                   optimizer.safetensors   AdamW's moments, for resuming
+                   state.json              step, config and data digests, digests of the two files
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from datasets.stage import InputError, atomic_directory, file_digest, write_json
+
+from .config import ModelConfig
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+logger = logging.getLogger(__name__)
+
+
+class ModelCard(BaseModel):
+    """What a model file says of itself, in the header of the safetensors file."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    kind: Literal["mae", "classifier"]
+    model: ModelConfig
+    classes: Optional[list[str]] = None  # of a classifier, in label order
+    mask_ratio: Optional[float] = None  # of a MAE
+
+
+class State(BaseModel):
+    """Where a run stood when it wrote the checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    epoch: int
+    loss: float
+    digests: dict[str, str]  # SHA-256 by file name
+
+
+def save(
+    directory: Path,
+    weights: Mapping[str, np.ndarray],
+    card: ModelCard,
+    *,
+    moments: Mapping[str, np.ndarray],
+    step: int,
+    epoch: int,
+    loss: float,
+) -> None:
+    """Write a checkpoint; a reader sees all of it or nothing."""
+    with atomic_directory(directory) as partial:
+        save_file(dict(weights), partial / MODEL, metadata={"maeflow": card.model_dump_json()})
+        save_file(dict(moments), partial / OPTIMIZER)
+        digests = {name: file_digest(partial / name) for name in (MODEL, OPTIMIZER)}
+        write_json(partial / STATE, State(step=step, epoch=epoch, loss=loss, digests=digests).model_dump())
+
+
+def newest(checkpoints: Path) -> Path | None:
+    """The newest intact checkpoint directory; damaged ones are named in the log and passed over."""
+    steps = sorted((int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()), reverse=True)
+    for step in steps:
+        directory = checkpoints / str(step)
+        fault = _fault(directory)
+        if fault is None:
+            return directory
+        logger.warning("%s: damaged checkpoint passed over: %s", directory, fault)
+    return None
+
+
+def load_state(directory: Path) -> State:
+    """state.json of a checkpoint directory."""
+    return State.model_validate_json((directory / STATE).read_text())
+
+
+def load_card(path: Path) -> ModelCard:
+    """What a model file says of itself.
+
+    Raises:
+        InputError: it is missing, no safetensors file, or none of ours.
+    """
+    return ModelCard.model_validate(_card_json(path))
+
+
+def load_weights(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file by name.
+
+    Raises:
+        InputError: it is missing or no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+
+
+def model_file(path: Path) -> Path:
+    """The model file that a user means: the file itself, a checkpoint directory, or a run with checkpoints.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_file():
+        return path
+    if (path / MODEL).is_file():
+        return path / MODEL
+    found = newest(path / "checkpoints")
+    if found is None:
+        todo = "give a model.safetensors, a checkpoint directory or a run directory"
+        raise InputError(path, expected="a checkpoint", found="none", todo=todo)
+    return found / MODEL
+
+
+def _card_json(path: Path) -> Any:
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get("maeflow")
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    if text is None:
+        todo = "give a checkpoint that `mae train` wrote"
+        raise InputError(path, expected="a model description in the header", found="none", todo=todo)
+    return json.loads(text)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(path, expected="a safetensors file", found=str(error), todo="check the path")
+
+
+def _fault(directory: Path) -> str | None:
+    try:
+        state = load_state(directory)
+    except (OSError, ValidationError) as error:
+        return str(error).splitlines()[0]
+    for name, digest in state.digests.items():
+        if not (directory / name).is_file():
+            return f"{name} is missing"
+        if file_digest(directory / name) != digest:
+            return f"{name} has other content than was written"
+    return None

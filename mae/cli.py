@@ -1,0 +1,197 @@
+"""Command line: every stage without Prefect. Exit codes: 0 done, 1 the input or the run is at fault, 2 wrong usage."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from datasets.stage import InputError, StageResult
+
+# MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+data = typer.Typer(no_args_is_help=True, help="Validate images, write and check MindRecord shards.")
+rank_table = typer.Typer(no_args_is_help=True, help="Make, merge and check HCCL rank tables.")
+app.add_typer(data, name="data")
+app.add_typer(rank_table, name="rank-table")
+
+Workspace = Annotated[Path, typer.Option(envvar="MAE_WORKSPACE", help="where stages write")]
+Overrides = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a config value")]
+WORKSPACE = Path("workspace")
+
+
+@app.command()
+def sample_data(
+    directory: Path,
+    train_per_class: Annotated[Optional[int], typer.Option(help="of 600")] = None,
+    val_per_class: Annotated[Optional[int], typer.Option(help="of 100")] = None,
+) -> None:
+    """Unpack the shipped Fashion-MNIST sample as ImageNet-style folders."""
+    from datasets.sample import unpack_sample
+
+    _show(unpack_sample(directory, train_per_class=train_per_class, val_per_class=val_per_class))
+
+
+@data.command()
+def validate(
+    root: Path,
+    out: Annotated[Path, typer.Option(help="receives manifest.parquet and validation.json")],
+    val_share: Annotated[float, typer.Option(help="held out per class where ROOT has no val/")] = 0.1,
+) -> None:
+    """Decode every file below ROOT and say what is wrong with which."""
+    from datasets.validate import validate as run
+
+    _show(run(root, out, val_share=val_share))
+
+
+@data.command()
+def shard(
+    directory: Annotated[Path, typer.Argument(help="what `mae data validate` wrote")],
+    out: Annotated[Path, typer.Option(help="receives train/, val/ and index.json")],
+    shard_mb: Annotated[int, typer.Option(help="image bytes per shard, in MB")] = 1024,
+    short_side: Annotated[Optional[int], typer.Option(help="store images with this shorter side")] = None,
+    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
+) -> None:
+    """Write the usable images as MindRecord shards."""
+    from datasets.shard import shard as run
+
+    _show(run(directory, out, shard_mb=shard_mb, short_side=short_side, seed=seed))
+
+
+@data.command()
+def check(
+    records: Path, root: Annotated[Optional[Path], typer.Option(help="compare every record with its source")] = None
+) -> None:
+    """Verify every shard against index.json."""
+    from datasets.records import check as run
+
+    _show(run(records, root=root))
+
+
+@rank_table.command()
+def generate(
+    device_num: Annotated[str, typer.Option(help='half-open range of devices, e.g. "[0,8)"')],
+    server_ip: Annotated[Optional[str], typer.Option(help="this server's address; default: of its host name")] = None,
+    visible_devices: Annotated[Optional[str], typer.Option(help="physical ids, e.g. 4,5,6,7")] = None,
+    hccn_conf: Annotated[Path, typer.Option(help="read where hccn_tool fails")] = Path("/etc/hccn.conf"),
+    out: Annotated[Path, typer.Option(help="directory of the table")] = Path("."),
+) -> None:
+    """Write this server's rank table."""
+    from mae import rank_table as tables
+
+    visible = tables.parse_visible_devices(visible_devices) if visible_devices is not None else None
+    devices = tables.parse_device_range(device_num)
+    _show(tables.generate(out, devices=devices, server_ip=server_ip, visible_devices=visible, hccn_conf=hccn_conf))
+
+
+@rank_table.command()
+def merge(files: list[Path], out: Annotated[Path, typer.Option(help="file of the merged table")]) -> None:
+    """Merge the tables of several servers."""
+    from mae.rank_table import merge as run
+
+    _show(run(files, out))
+
+
+@rank_table.command("check")
+def check_table(
+    file: Path, strict: Annotated[bool, typer.Option("--strict", help="warnings are errors")] = False
+) -> None:
+    """Check a table against HCCL's rules."""
+    from mae.rank_table import check as run
+
+    _show(run(file, strict=strict))
+
+
+@app.command()
+def train(
+    config: Path,
+    overrides: Overrides = None,
+    rank_table: Annotated[Optional[Path], typer.Option(help="HCCL rank table of the job, on Ascend")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="go on from the newest checkpoint, or begin again")
+    ] = True,
+    workspace: Workspace = WORKSPACE,
+) -> None:
+    """Run the config's task on the records that its data.records names."""
+    from mae.config import load_config
+    from mae.train import train as run
+
+    _show(run(load_config(config, overrides or []), workspace=workspace, rank_table=rank_table, resume=resume))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="model file, checkpoint or run directory")],
+    data: Annotated[Path, typer.Option(help="records, or a folder of images")],
+    protocol: Annotated[str, typer.Option(help="classify, linear, finetune or knn")],
+    config: Annotated[Optional[Path], typer.Option(help="default: the run's own")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Optional[Path], typer.Option(help="default: evaluations/ of the checkpoint's run")] = None,
+    workspace: Workspace = WORKSPACE,
+) -> None:
+    """Measure a checkpoint by a protocol."""
+    from mae.checkpoint import model_file
+    from mae.config import load_config
+    from mae.evaluate import evaluate as run
+
+    source = config if config is not None else model_file(checkpoint).parents[2] / "config.yaml"
+    settings = load_config(source, overrides or [])
+    records = _records(data, workspace)
+    _show(run(checkpoint, records, protocol=protocol, config=settings, workspace=workspace, out=out))
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="model file, checkpoint or run directory")],
+    images: Annotated[list[Path], typer.Argument(help="image files or folders")],
+    out: Annotated[Path, typer.Option(help="receives predictions.parquet and reconstructions/")],
+    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    target: Annotated[str, typer.Option(help="CPU or Ascend")] = "CPU",
+) -> None:
+    """Reconstructions by a MAE, the five likeliest classes by a classifier."""
+    from mae.predict import predict as run
+
+    _show(run(checkpoint, images, out, seed=seed, target=target))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+    """Write report/index.html from what the run holds."""
+    from mae.report import report as write
+
+    _show(write(run))
+
+
+def main() -> None:
+    """Entry point of `mae`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from mae.launch import RanksFailed
+
+    try:
+        app()
+    except (InputError, RanksFailed) as error:
+        print(f"mae: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _records(data: Path, workspace: Path) -> Path:
+    """A records directory as it is; a folder of images validated and sharded into the workspace."""
+    from datasets.records import INDEX
+    from datasets.shard import records_directory
+    from datasets.shard import shard as write
+    from datasets.validate import validate, validation_directory
+
+    if (data / INDEX).is_file():
+        return data
+    found = validate(data, validation_directory(workspace, data, name=None, val_share=0.1))
+    out = records_directory(workspace, found.directory, shard_mb=1024, short_side=None, seed=0)
+    return write(found.directory, out).directory
+
+
+def _show(result: StageResult) -> None:
+    """Print a stage's result as JSON: for a person to read and for a script to parse."""
+    print(result.model_dump_json(indent=2))

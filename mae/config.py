@@ -1,0 +1,212 @@
+"""Typed job configs: one YAML file per runnable job, unknown keys are errors.
+
+Python 3.9 syntax throughout: pydantic evaluates these annotations in the training interpreter.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from datasets.stage import InputError
+
+DEMO_CONFIG = "configs/demo.yaml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class DataConfig(_Section):
+    """Where the images are and how they are stored."""
+
+    root: Optional[str] = Field(None, description="folder of images; none means the shipped Fashion-MNIST sample")
+    name: Optional[str] = Field(None, description="names the data set in the workspace; default: the root's own name")
+    records: Optional[str] = Field(
+        None, description="a directory written by `mae data shard`; the pipeline fills it in"
+    )
+    val_share: float = Field(0.1, gt=0, lt=1, description="held out per class when the root has no train/ and val/")
+    shard_mb: int = Field(1024, gt=0, description="image bytes per MindRecord shard, in MB")
+    short_side: Optional[int] = Field(
+        None, gt=0, description="store images with this shorter side; none keeps the pixels"
+    )
+    workers: int = Field(2, gt=0, description="decoding threads per rank")
+
+
+class ModelConfig(_Section):
+    """Sizes of the vision transformer and of its MAE decoder; ViT-B/16 unless said otherwise."""
+
+    image_size: int = Field(224, gt=0)
+    patch_size: int = Field(16, gt=0)
+    embed_dim: int = Field(768, gt=0)
+    depth: int = Field(12, gt=0)
+    num_heads: int = Field(12, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)
+    decoder_embed_dim: int = Field(512, gt=0)
+    decoder_depth: int = Field(8, gt=0)
+    decoder_num_heads: int = Field(16, gt=0)
+    norm_pix_loss: bool = True
+    gelu: Literal["exact", "tanh"] = "exact"
+    crop_pct: float = Field(0.875, gt=0, le=1, description="centre share of the resized image that evaluation sees")
+    num_classes: Optional[int] = Field(None, gt=1, description="checked against the data; none takes the data's")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> ModelConfig:
+        for name, size, divisor_name, divisor in (
+            ("image_size", self.image_size, "patch_size", self.patch_size),
+            ("embed_dim", self.embed_dim, "num_heads", self.num_heads),
+            ("embed_dim", self.embed_dim, "4 (sin and cos of two axes)", 4),
+            ("decoder_embed_dim", self.decoder_embed_dim, "decoder_num_heads", self.decoder_num_heads),
+            ("decoder_embed_dim", self.decoder_embed_dim, "4 (sin and cos of two axes)", 4),
+        ):
+            if size % divisor:
+                raise ValueError(f"{name} must be a multiple of {divisor_name}, got {size} and {divisor}")
+        return self
+
+
+class DeviceConfig(_Section):
+    """What the ranks run on. `ranks` counts one server's processes."""
+
+    target: Literal["CPU", "Ascend"] = "CPU"
+    ranks: int = Field(1, gt=0)
+    python: Optional[str] = Field(None, description="interpreter that starts the ranks; none means this one")
+
+
+class _Training(_Section):
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0, description="images per rank and step")
+    accum_iter: int = Field(1, gt=0, description="steps whose gradients are averaged before one update")
+    blr: float = Field(gt=0, description="lr = blr * batch_size * ranks * accum_iter / 256")
+    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    checkpoint_epochs: int = Field(20, gt=0, description="epochs between checkpoints; the last epoch always has one")
+
+    @model_validator(mode="after")
+    def _schedule_can_be_meant(self) -> _Training:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs must be below epochs, got {self.warmup_epochs} and {self.epochs}")
+        return self
+
+
+class PretrainConfig(_Training):
+    """MAE pre-training (He et al. 2022, table 8)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    crop_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the area that a random crop keeps")
+
+
+class FinetuneConfig(_Training):
+    """End-to-end fine-tuning of a pre-trained encoder (He et al. 2022, table 9)."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = Field(0.65, gt=0, le=1)
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    crop_scale: float = Field(0.08, gt=0, le=1)
+
+
+class LinearConfig(_Section):
+    """Linear probe: multinomial logistic regression on standardised frozen features."""
+
+    pool: Literal["cls", "mean"] = "cls"
+    l2: list[float] = Field(
+        [1e-4, 1e-3, 1e-2, 1e-1], min_length=1, description="penalties; a held-out fifth of train chooses"
+    )
+    max_iter: int = Field(100, gt=0)
+
+
+class Config(_Section):
+    """One job. `task` says which section `mae train` runs; the pipeline runs every section that is there."""
+
+    task: Literal["pretrain", "finetune"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = 0
+    init: Optional[str] = Field(None, description="checkpoint that fine-tuning starts from")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    device: DeviceConfig = DeviceConfig()
+    pretrain: Optional[PretrainConfig] = None
+    finetune: Optional[FinetuneConfig] = None
+    linear: Optional[LinearConfig] = None
+
+    @model_validator(mode="after")
+    def _task_has_its_section(self) -> Config:
+        if getattr(self, self.task) is None:
+            raise ValueError(f"task is {self.task}, so a section `{self.task}:` is needed")
+        return self
+
+
+def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML job config and apply `key.sub=value` overrides, whose values are YAML.
+
+    Raises:
+        InputError: the file is missing or no YAML mapping, a key is unknown, or a value is out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, expected="a YAML job config", found="no such file", todo="see configs/ for examples")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InputError(path, expected="YAML", found=str(error), todo="correct the file") from None
+    if not isinstance(values, dict):
+        raise InputError(path, expected="a YAML mapping", found=type(values).__name__, todo="see configs/ for examples")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, source=path)
+
+
+def parse_config(values: dict[str, Any], *, source: object) -> Config:
+    """Check a mapping against the types above; `source` names it in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = f"{source}: {key}" if key else str(source)
+        if first["type"] == "extra_forbidden":
+            known = _keys_beside(first["loc"])
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
+            raise InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint) from None
+        raise InputError(where, expected=first["msg"], found=repr(first["input"]), todo="correct the value") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(
+            f"--set {override}", expected="key=value", found=repr(override), todo="e.g. --set pretrain.epochs=5"
+        )
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        if child is None:
+            child = values[parent] = {}
+        if not isinstance(child, dict):
+            raise InputError(
+                f"--set {override}", expected=f"a section named {parent}", found=repr(child), todo="see the config"
+            )
+        values = child
+    values[last] = yaml.safe_load(text)
+
+
+def _keys_beside(location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields that stand beside an unknown key."""
+    model: Any = Config
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        model = next((a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")), annotation)
+    return sorted(model.model_fields)

@@ -1,0 +1,58 @@
+"""Everything that differs between devices and MindSpore releases: target, threads, ranks, collectives."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from datasets.stage import InputError
+
+from .config import DEMO_CONFIG, DeviceConfig
+
+ASCEND_DEVICES = "/dev"  # one character device davinci<N> per NPU, made by the driver
+
+
+def check_target(config: DeviceConfig) -> None:
+    """Refuse a job for devices that this machine does not have, before anything is spent on it.
+
+    Looks for the driver's device files only, so it needs no MindSpore.
+
+    Raises:
+        InputError: the target is Ascend and fewer NPUs are here than the job has ranks.
+    """
+    if config.target != "Ascend":
+        return
+    found = len([path for path in Path(ASCEND_DEVICES).glob("davinci[0-9]*") if path.name[7:].isdigit()])
+    if found < config.ranks:
+        raise InputError(
+            "device.target: Ascend",
+            expected=f"{config.ranks} Ascend NPUs ({ASCEND_DEVICES}/davinci<N>)",
+            found=f"{found} on this machine",
+            todo=f"run on a 910A server with its driver loaded, or try {DEMO_CONFIG}, which runs on any CPU",
+        )
+
+
+def setup(target: str, *, ranks: int) -> int:
+    """Prepare this process for graph-mode work on `target` and join the other ranks.
+
+    Returns:
+        this process's rank.
+    """
+    import mindspore as ms
+    from mindspore import communication
+
+    ms.set_context(mode=ms.GRAPH_MODE, device_target=target)
+    if target == "CPU":
+        # Kernels of one graph run one after the other: side by side they fight for the few cores, which made a small
+        # MAE's step 2.5 times slower (tests/benchmarks/bench_step.py).
+        threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+        ms.set_context(inter_op_parallel_num=1, runtime_num_threads=threads)
+    elif "DEVICE_ID" in os.environ:
+        ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
+    if ranks == 1:
+        return 0
+    communication.init()
+    ms.set_auto_parallel_context(
+        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, parameter_broadcast=False
+    )
+    return int(communication.get_rank())

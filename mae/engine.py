@@ -1,0 +1,126 @@
+"""The training loop of one rank: `python -m mae.engine RUN_DIR`, started by mae/train.py."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindspore import Tensor
+
+from datasets.batches import Batch, steps_per_epoch, train_batches
+from datasets.records import load_index
+from datasets.stage import InputError
+
+from . import checkpoint
+from .config import Config, load_config
+from .device import setup
+from .job import Job, Place, build_job
+from .launch import rank_main
+from .metrics import MetricsWriter
+from .objective import Accumulate, Update
+from .restore import load_parameters
+from .schedule import base_lr, lr_at
+
+LOG_STEPS = 10  # steps between two readings of the loss, each of which waits for the device
+
+
+def run(run_dir: Path) -> None:
+    """Train the job of `run_dir`/config.yaml to its end, from the newest checkpoint if there is one.
+
+    Raises:
+        InputError: config and records do not fit each other, or the loss is not finite.
+    """
+    config = load_config(run_dir / "config.yaml")
+    rank = setup(config.device.target, ranks=config.device.ranks)
+    records = load_index(str(config.data.records))
+    job = build_job(config, classes=records.classes, rank=rank)
+    finished_epochs, finished_steps = _resume(run_dir / "checkpoints", job)
+    metrics = MetricsWriter(run_dir / "metrics.jsonl", step=finished_steps) if rank == 0 else None
+    images = records.splits["train"].images
+    for step, epoch, loss in _epochs(job, config, images, finished_epochs, rank, metrics):
+        if rank == 0 and (epoch % job.recipe.checkpoint_epochs == 0 or epoch == job.recipe.epochs):
+            _save(run_dir / "checkpoints" / str(step), job, step=step, epoch=epoch, loss=loss)
+
+
+def _epochs(
+    job: Job, config: Config, images: int, finished: int, rank: int, metrics: MetricsWriter | None
+) -> Iterator[tuple[int, int, float]]:
+    """Train epoch after epoch; yields (steps done, epochs done, last loss) behind each."""
+    recipe, ranks, accum_iter = job.recipe, config.device.ranks, job.recipe.accum_iter
+    updates = steps_per_epoch(images, batch_size=recipe.batch_size * accum_iter, ranks=ranks)
+    lr = base_lr(recipe.blr, batch_size=recipe.batch_size, ranks=ranks, accum_iter=accum_iter)
+    update = Update(job.loss, job.optimizer, ranks=ranks, accum_iter=accum_iter)
+    accumulate = Accumulate(update) if accum_iter > 1 else None
+    job.model.set_train(True)
+    for epoch in range(finished, recipe.epochs):
+        batches = _batches(job, config, epoch, rank)
+        for number in range(updates):
+            rate = lr_at(
+                epoch + number / updates,
+                lr=lr,
+                min_lr=recipe.min_lr,
+                warmup_epochs=recipe.warmup_epochs,
+                epochs=recipe.epochs,
+            )
+            for part in range(accum_iter - 1):
+                accumulate(*_tensors(job, next(batches), Place(epoch, number, part)))  # type: ignore[misc]
+            step = epoch * updates + number + 1
+            inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1))
+            loss = update(*job.optimizer.step_inputs(rate, step), *inputs)
+            if step % LOG_STEPS == 0 or number == updates - 1:
+                value = _finite(float(loss.asnumpy()), step)
+                if metrics:
+                    done, per_step = epoch + (number + 1) / updates, recipe.batch_size * ranks * accum_iter
+                    metrics.write(step, epoch=done, loss=value, lr=rate, images_per_step=per_step)
+        yield step, epoch + 1, value
+
+
+def _batches(job: Job, config: Config, epoch: int, rank: int) -> Iterator[Batch]:
+    return train_batches(
+        str(config.data.records),
+        image_size=job.model.config.image_size,
+        batch_size=job.recipe.batch_size,
+        crop_scale=job.recipe.crop_scale,
+        seed=config.seed,
+        epoch=epoch,
+        rank=rank,
+        ranks=config.device.ranks,
+        workers=config.data.workers,
+    )
+
+
+def _tensors(job: Job, batch: Batch, place: Place) -> list[Tensor]:
+    return [Tensor(array) for array in job.inputs(batch, place)]
+
+
+def _finite(loss: float, step: int) -> float:
+    if math.isfinite(loss):
+        return loss
+    todo = "lower blr or lengthen warmup_epochs; the checkpoints before it are intact"
+    raise InputError(f"step {step}", expected="a finite loss", found=str(loss), todo=todo)
+
+
+def _resume(checkpoints: Path, job: Job) -> tuple[int, int]:
+    """Load the newest checkpoint, if any, into the job; returns the finished epochs and steps."""
+    found = checkpoint.newest(checkpoints)
+    if found is None:
+        return 0, 0
+    load_parameters(job.model, checkpoint.load_weights(found / checkpoint.MODEL), source=found)
+    moments = checkpoint.load_weights(found / checkpoint.OPTIMIZER)
+    for parameter in (*job.optimizer.moment1, *job.optimizer.moment2):
+        parameter.set_data(Tensor(moments[parameter.name]))
+    state = checkpoint.load_state(found)
+    print(f"resuming after epoch {state.epoch} from {found}", flush=True)
+    return state.epoch, state.step
+
+
+def _save(directory: Path, job: Job, *, step: int, epoch: int, loss: float) -> None:
+    weights = {p.name: p.asnumpy() for p in job.model.get_parameters()}
+    moments = {p.name: p.asnumpy() for p in (*job.optimizer.moment1, *job.optimizer.moment2)}
+    checkpoint.save(directory, weights, job.card, moments=moments, step=step, epoch=epoch, loss=loss)
+
+
+if __name__ == "__main__":
+    rank_main(lambda: run(Path(sys.argv[1])))

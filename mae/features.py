@@ -1,0 +1,84 @@
+"""Frozen features of a split: what an encoder that is not trained further makes of every image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from datasets.batches import ordered_batches
+
+from .config import ModelConfig
+from .model import MaskedAutoencoder
+from .objective import IMAGENET_MEAN, IMAGENET_STD, Normalise
+
+BATCH = 256
+
+
+class Features(NamedTuple):
+    """A split as an encoder sees it, in stored order."""
+
+    values: np.ndarray  # (N, F) float32
+    labels: np.ndarray  # (N,) int32
+
+
+class Encode(nn.Cell):
+    """uint8 images (N, H, W, 3) -> one feature vector (N, D) each: the cls token, or the mean of the patch tokens."""
+
+    def __init__(self, model: MaskedAutoencoder, pool: str) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise()
+        self.mean = pool == "mean"
+
+    def construct(self, images: Tensor) -> Tensor:
+        tokens = self.model.encode(self.normalise(images))
+        if self.mean:
+            return tokens[:, 1:].mean(1)
+        return tokens[:, :1].reshape(tokens.shape[0], -1)
+
+
+def encoder_features(model: MaskedAutoencoder, pool: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function uint8 images -> features of an encoder, compiled for one batch size."""
+    encode = Encode(model, pool)
+    encode.set_train(False)
+    return in_fixed_batches(lambda images: encode(Tensor(images)).asnumpy())
+
+
+def pixel_features(images: np.ndarray) -> np.ndarray:
+    """Raw pixels (N, H * W * 3), normalised as the encoders see them."""
+    mean, std = (np.array(v, np.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images - mean) / std).reshape(len(images), -1)
+
+
+def split_features(
+    records: Path, split: str, model: ModelConfig, compute: Callable[[np.ndarray], np.ndarray], *, workers: int
+) -> Features:
+    """Features of every record of a split, each exactly once."""
+    batches = ordered_batches(
+        records, split, image_size=model.image_size, crop_pct=model.crop_pct, batch_size=BATCH, workers=workers
+    )
+    parts = [(compute(batch.images), batch.labels) for batch in batches]
+    return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))
+
+
+def in_fixed_batches(compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """Let a graph of one static batch size take a short last batch: fill it up, drop the filling's results."""
+
+    def padded(images: np.ndarray) -> np.ndarray:
+        missing = BATCH - len(images)
+        filled = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)]) if missing else images
+        return compute(filled)[: len(images)]
+
+    return padded
+
+
+def seeded_mae(config: ModelConfig, seed: int) -> MaskedAutoencoder:
+    """A MAE at its random initialisation."""
+    ms.set_seed(seed)
+    np.random.seed(seed)
+    return MaskedAutoencoder(config)

@@ -1,0 +1,21 @@
+"""Learning-rate schedule of the published recipes."""
+
+from __future__ import annotations
+
+import math
+
+
+def base_lr(blr: float, *, batch_size: int, ranks: int, accum_iter: int) -> float:
+    """lr = blr * effective batch / 256 (Goyal et al. 2017), with every image between two updates counted."""
+    return blr * batch_size * ranks * accum_iter / 256
+
+
+def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: int) -> float:
+    """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine down to min_lr.
+
+    Set before every iteration from epoch + step / steps_per_epoch, as upstream does.
+    """
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))

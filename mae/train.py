@@ -1,0 +1,160 @@
+"""Stage train: name a run by its inputs, start its ranks, follow them, verify what they wrote."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+from datasets.records import load_index
+from datasets.stage import InputError, StageResult, atomic_write, file_digest, value_digest
+
+from . import checkpoint
+from .config import Config, dump_config
+from .device import check_target
+from .launch import run_ranks
+from .metrics import last_line
+
+HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
+
+logger = logging.getLogger(__name__)
+
+
+class Training(StageResult):
+    """A finished run. `checkpoint` is the last model file, `digest` its SHA-256, `loss` the last logged loss."""
+
+    run_dir: Path
+    checkpoint: Path
+    digest: str
+    steps: int
+    loss: float
+
+
+def run_directory(config: Config, *, workspace: Path) -> Path:
+    """<workspace>/runs/<name>-<digest>: the same config on the same records is the same run.
+
+    What cannot change the result (where the files lie, which interpreter starts the ranks) is no part of the digest.
+    """
+    resolved = config.model_dump(mode="json", exclude={"name": True, "data": {"root", "name", "records"}})
+    resolved["device"].pop("python")
+    resolved["records"] = load_index(_records(config)).result(_records(config), reused=True).digest
+    if config.init is not None:
+        resolved["init"] = file_digest(checkpoint.model_file(Path(config.init)))
+    return workspace / "runs" / f"{config.name}-{value_digest(resolved)}"
+
+
+def train(
+    config: Config,
+    *,
+    workspace: Path,
+    rank_table: Path | None = None,
+    resume: bool = True,
+    report_line: Callable[[str], None] = logger.info,
+) -> Training:
+    """Run the config's task on its records, or continue it from its newest checkpoint, or find it finished.
+
+    Args:
+        config: `data.records` names a directory that `mae data shard` wrote.
+        workspace: receives runs/<run>/.
+        rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
+        resume: go on from the newest checkpoint; else an earlier attempt of the same run is removed first.
+        report_line: called with a line of progress every few seconds.
+
+    Raises:
+        InputError: config, records and machine do not fit each other.
+        RanksFailed: a rank died; calling again continues from the newest checkpoint.
+    """
+    config = _resolved(config)
+    check_target(config.device)
+    run_dir = run_directory(config, workspace=workspace)
+    recipe = config.pretrain if config.task == "pretrain" else config.finetune
+    assert recipe is not None
+    if not resume:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    done = _finished(run_dir, recipe.epochs)
+    if done is not None:
+        logger.info("%s: reusing the finished run", run_dir)
+        return done
+    run_dir.mkdir(parents=True, exist_ok=True)
+    atomic_write(run_dir / "config.yaml", dump_config(config))
+    if rank_table is not None:
+        shutil.copyfile(rank_table, run_dir / "rank_table.json")
+    run_ranks(
+        ["-m", "mae.engine", str(run_dir)],
+        ranks=config.device.ranks,
+        log_dir=run_dir / "logs",
+        run_dir=run_dir,
+        poll=_Follower(run_dir, recipe.epochs, report_line),
+        hang_seconds=HANG_SECONDS,
+        rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
+        python=config.device.python,
+    )
+    result = _finished(run_dir, recipe.epochs)
+    if result is None:
+        todo = f"read {run_dir / 'logs'}"
+        raise InputError(run_dir, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
+    return result.model_copy(update={"reused": False})
+
+
+class _Follower:
+    """Reads metrics.jsonl while the ranks write it: passes lines on, and tells progress from standstill."""
+
+    def __init__(self, run_dir: Path, epochs: int, report_line: Callable[[str], None]) -> None:
+        self.path, self.epochs, self.report_line = run_dir / "metrics.jsonl", epochs, report_line
+        self.reported = -1
+
+    def __call__(self) -> Hashable:
+        last = last_line(self.path)
+        if last is None:
+            return None
+        epoch = int(last["epoch"])
+        if epoch > self.reported:
+            self.reported = epoch
+            rate = last["samples_per_second"]
+            speed = f", {rate:,.0f} images/s" if rate else ""
+            left = f", {(self.epochs - last['epoch']) / last['epoch'] * last['seconds']:.0f} s left" if rate else ""
+            self.report_line(f"epoch {epoch}/{self.epochs}: loss {last['loss']:.4f}, lr {last['lr']:.2e}{speed}{left}")
+        return last["step"]
+
+
+def _records(config: Config) -> Path:
+    if config.data.records is None:
+        todo = "run `mae data shard` and set data.records to what it wrote"
+        raise InputError("data.records", expected="a records directory", found="none", todo=todo)
+    return Path(config.data.records)
+
+
+def _resolved(config: Config) -> Config:
+    """The config with absolute paths and the number of classes that the records have."""
+    records = _records(config).resolve()
+    classes = len(load_index(records).classes)
+    if config.model.num_classes not in (None, classes):
+        raise InputError(
+            "model.num_classes",
+            expected=f"{classes}, the number of classes in {records}",
+            found=str(config.model.num_classes),
+            todo="correct it or leave it out",
+        )
+    data = config.data.model_copy(update={"records": str(records)})
+    init = str(checkpoint.model_file(Path(config.init)).resolve()) if config.init is not None else None
+    return config.model_copy(update={"data": data, "init": init})
+
+
+def _finished(run_dir: Path, epochs: int) -> Training | None:
+    """The result of a run whose last epoch has an intact checkpoint."""
+    newest = checkpoint.newest(run_dir / "checkpoints")
+    if newest is None:
+        return None
+    state = checkpoint.load_state(newest)
+    if state.epoch < epochs:
+        return None
+    model = newest / checkpoint.MODEL
+    return Training(
+        run_dir=run_dir,
+        checkpoint=model,
+        digest=state.digests[checkpoint.MODEL],
+        steps=state.step,
+        loss=state.loss,
+        reused=True,
+    )

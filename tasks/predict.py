@@ -1,0 +1,27 @@
+"""Predictions: what a checkpoint makes of single images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets.manifest import USABLE, read_manifest
+from datasets.validate import Validation
+from mae.predict import Predictions
+from mae.predict import predict as predict_images
+from tasks.stage import stage_task
+
+PICTURES = 20  # two of each class of the sample; the report shows at most 24
+
+
+@stage_task("predict", timeout_hours=24)
+def predict(checkpoint: Path, images: list[Path], out: Path, target: str, seed: int = 0) -> Predictions:
+    """Predict each image: reconstructions for a MAE, classes for a classifier."""
+    return predict_images(checkpoint, images, out, target=target, seed=seed)
+
+
+def validation_images(validation: Validation, count: int = PICTURES) -> list[Path]:
+    """Evenly spaced usable validation images, so that all classes have their turn; in manifest order."""
+    rows = [row for row in read_manifest(validation.directory / "manifest.parquet") if row.split == "val"]
+    usable = [validation.root / row.path for row in rows if row.status in USABLE]
+    taken = min(count, len(usable))
+    return [usable[place * len(usable) // taken] for place in range(taken)]

@@ -1,0 +1,22 @@
+"""Stage report: one page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mae.report import Report
+from mae.report import report as write_report
+from tasks.stage import markdown, stage_task, unchanged
+
+
+@stage_task("write the report", timeout_hours=1)
+def report(run_dir: Path) -> Report:
+    """Write the report of a run from what the run directory holds."""
+    result = write_report(run_dir)
+    markdown("report", f"`{result.path}`")
+    return result
+
+
+def intact(result: Report) -> bool:
+    """Whether the page is there and unchanged."""
+    return unchanged(result.path, result.digest)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from datasets.stage import InputError, file_digest
+from tasks import stage
+
+
+class BrokenError(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        pytest.param(InputError("x", expected="a", found="b", todo="c"), 1, id="input-error"),
+        pytest.param(BrokenError("look at it"), 1, id="final"),
+        pytest.param(OSError("disk full"), 4, id="may-pass"),
+    ],
+)
+def test_what_is_called_again(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
+    monkeypatch.setattr(stage, "RETRY_DELAYS", [0.0, 0.0, 0.0])
+    made = []
+
+    @stage.stage_task("fragile", final=(BrokenError,))
+    def fragile() -> None:
+        made.append(1)
+        raise error
+
+    @flow
+    def trial() -> None:
+        fragile()
+
+    with pytest.raises(type(error)):
+        trial()
+    assert len(made) == calls
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_page_and_library_logs_reach_the_run() -> None:
+    @stage.stage_task("speak")
+    def speak() -> None:
+        logging.getLogger("datasets.anything").info("a library line")
+        stage.markdown("page-of-a-test", "text")
+
+    @flow
+    def trial() -> None:
+        speak()
+
+    stage.show_library_logs()
+    trial()
+    with get_client(sync_client=True) as client:
+        pages = client.request("POST", "/artifacts/filter", json={}).json()
+        assert ("page-of-a-test", "text") in [(page["key"], page["data"]) for page in pages]
+        deadline = time.monotonic() + 20  # log lines are sent in batches
+        while "a library line" not in client.request("POST", "/logs/filter", json={}).text:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_task_without_prefect_writes_no_page() -> None:
+    @stage.stage_task("alone")
+    def alone() -> int:
+        stage.markdown("page", "text")
+        return 3
+
+    stage.seconds_of_work.clear()
+    assert alone.fn() == 3
+    assert list(stage.seconds_of_work) == ["alone"]
+
+
+def test_table() -> None:
+    assert stage.table(("a", "b"), [(1, "x"), (2, "y")]) == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 | y |"
+
+
+@pytest.mark.parametrize("fault", [None, "gone", "changed"])
+def test_unchanged(tmp_path: Path, fault: str | None) -> None:
+    path = tmp_path / "manifest"
+    path.write_text("one")
+    digest = file_digest(path)
+    if fault == "gone":
+        path.unlink()
+    if fault == "changed":
+        path.write_text("two")
+    assert stage.unchanged(path, digest) == (fault is None)
