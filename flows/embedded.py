@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets.stage import InputError
+from flows.job import prepare
 from flows.processes import healthy, own_environment, start
+from mae.launch import RanksFailed
 
 LINE = "%(asctime)s  %(message)s"
 SETTINGS = {
@@ -37,11 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     workspace = options.workspace.resolve()
     os.environ["MAE_WORKSPACE"] = str(workspace)
     try:
+        prepare(options.config, options.set, options.data_root, options.stage)  # the flow does so too, seconds later
         with embedded_server(workspace / ".prefect" / "embedded") as wait:
-            return _run(options, started, wait)
+            _run(options, started, wait)
+    except (InputError, RanksFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 1
+    return 0
 
 
 @contextmanager
@@ -93,27 +100,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _run(options: argparse.Namespace, started: float, wait: Callable[[], None]) -> int:
+def _run(options: argparse.Namespace, started: float, wait: Callable[[], None]) -> None:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from flows.pretrain import mae_pretrain, prepare
-    from mae.launch import RanksFailed
+    from flows.pretrain import mae_pretrain
     from tasks.stage import seconds_of_work
 
-    try:
-        prepare(options.config, options.set, options.data_root, options.stage)  # an error need not wait for the server
-        wait()
-        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            chain = mae_pretrain(options.config, options.set, options.data_root, options.cluster, options.stage)
-    except (InputError, RanksFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    wait()
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        chain = mae_pretrain(options.config, options.set, options.data_root, options.cluster, options.stage)
     total = time.monotonic() - started
     work = sum(seconds_of_work.values())
     if chain.report is not None:
         print(f"report: {chain.report}")
     print(f"{total:.0f} s, of which the flow's own {total - work:.1f} s")
-    return 0
 
 
 if __name__ == "__main__":

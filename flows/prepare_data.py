@@ -11,7 +11,7 @@ import tasks.shard
 import tasks.validate
 from datasets.records import Records
 from flows import stages as run
-from flows.pretrain import REAL_JOB, load_job
+from flows.job import REAL_JOB, load_job
 from flows.stages import finished, workspace_path
 
 

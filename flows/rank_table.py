@@ -8,7 +8,7 @@ from prefect import flow
 
 import tasks.rank_table
 from flows import stages as run
-from flows.pretrain import REAL_JOB
+from flows.job import REAL_JOB
 from flows.stages import finished, workspace_path
 from mae.config import load_config
 from mae.rank_table import RankTableFile

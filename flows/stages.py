@@ -70,9 +70,9 @@ def finished(subflow: Flow[P, R], intact: Callable[[R], bool], *args: P.args, **
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             result = subflow(*args, **kwargs)
         if intact(result):
-            how = (
-                "kept from the earlier attempt" if seconds_of_work == worked else "reused" if result.reused else "done"
-            )
+            how = "reused" if result.reused else "done"
+            if seconds_of_work == worked:  # no task ran
+                how = "kept from the earlier attempt"
             logger.info("%s: %s in %.1f s", subflow.name, how, time.monotonic() - started)
             return result
         if calls_left:

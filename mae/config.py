@@ -152,10 +152,7 @@ def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config
     path = Path(path)
     if not path.is_file():
         raise InputError(path, expected="a YAML job config", found="no such file", todo="see configs/ for examples")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(path, expected="YAML", found=str(error), todo="correct the file") from None
+    values = _yaml(path.read_bytes(), where=path)
     if not isinstance(values, dict):
         raise InputError(path, expected="a YAML mapping", found=type(values).__name__, todo="see configs/ for examples")
     for override in overrides:
@@ -176,6 +173,10 @@ def parse_config(values: dict[str, Any], *, source: object) -> Config:
             near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
             raise InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint) from None
+        if first["type"] == "value_error":  # of a validator above: says itself what it expected and got
+            raise InputError(
+                where, expected="values that fit", found=str(first["ctx"]["error"]), todo="correct them"
+            ) from None
         raise InputError(where, expected=first["msg"], found=repr(first["input"]), todo="correct the value") from None
 
 
@@ -200,7 +201,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"--set {override}", expected=f"a section named {parent}", found=repr(child), todo="see the config"
             )
         values = child
-    values[last] = yaml.safe_load(text)
+    values[last] = _yaml(text, where=f"--set {override}")
+
+
+def _yaml(text: Union[str, bytes], *, where: object) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(where, expected="YAML", found=str(error), todo="correct it") from None
 
 
 def _keys_beside(location: tuple[Any, ...]) -> list[str]:

@@ -4,55 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from prefect import flow
 
 from datasets.stage import InputError, StageResult
-from flows.pretrain import NEEDS, REAL_JOB, load_job, mae_pretrain, plan
+from flows.job import REAL_JOB, load_job
+from flows.pretrain import mae_pretrain
 from flows.stages import finished, stage
-
-ALL = list(NEEDS)
-OWN_IMAGES = [name for name in ALL if name != "sample-data"]
-
-
-@pytest.mark.parametrize(
-    ("stages", "own_images", "expected"),
-    [
-        pytest.param(None, False, ALL, id="all"),
-        pytest.param(None, True, OWN_IMAGES, id="all-of-own-images"),
-        pytest.param(["validate"], False, ["sample-data", "validate"], id="what-it-needs"),
-        pytest.param(["validate"], True, ["validate"], id="own-images-need-no-sample"),
-        pytest.param(["rank-table"], False, ["rank-table"], id="needs-nothing"),
-        pytest.param(["pretrain"], True, ["validate", "shard", "rank-table", "pretrain"], id="two-needs"),
-        pytest.param(["shard", "rank-table"], True, ["validate", "shard", "rank-table"], id="two-named"),
-        pytest.param([], False, [], id="none-named"),
-    ],
-)
-def test_plan(stages: list[str] | None, own_images: bool, expected: list[str]) -> None:
-    assert plan(stages, own_images=own_images) == expected
-
-
-def test_unknown_stage() -> None:
-    with pytest.raises(InputError, match="found 'pre-train'; did you mean pretrain"):
-        plan(["pre-train"], own_images=False)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        pytest.param(["pretrain.epoch=3"], r"pretrain\.epoch: .*did you mean epochs", id="unknown-key"),
-        pytest.param(
-            ["task=finetune", "finetune={epochs: 2, batch_size: 2, blr: 1, warmup_epochs: 1}"], "task", id="task"
-        ),
-        pytest.param(["data.records=somewhere"], r"data\.records: expected nothing", id="records"),
-    ],
-)
-def test_job_that_is_none_of_this_flow(tiny_job: Path, overrides: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        load_job(str(tiny_job), overrides, None)
-
-
-def test_data_root_takes_the_place_of_the_configs(tiny_job: Path) -> None:
-    assert load_job(str(tiny_job), ["data.root=there"], "here").data.root == "here"
-    assert load_job(str(tiny_job), ["data.root=there"], None).data.root == "there"
 
 
 def test_ascend_without_npu_fails_before_any_stage(tiny_job: Path, tiny_root: Path, workspace: Path) -> None:
@@ -114,3 +71,27 @@ def test_stage_whose_file_is_not_there_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="stage forgetful: expected files as its result names them"):
         finished(forgetful, lambda result: result.path.is_file())
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(("lost", "executions"), [(False, 1), (True, 2)])
+def test_retry_keeps_a_finished_stage_only_if_its_files_are_there(tmp_path: Path, lost: bool, executions: int) -> None:
+    path, executed, attempts = tmp_path / "file", [], []
+
+    @stage(f"writing-{lost}")
+    def writing() -> Written:
+        executed.append(1)
+        path.write_text("content")
+        return Written(path=path)
+
+    @flow(retries=1)
+    def parent() -> None:
+        attempts.append(1)
+        assert finished(writing, lambda result: result.path.is_file()) == Written(path=path)
+        if len(attempts) == 1:
+            if lost:
+                path.unlink()
+            raise OSError("the next stage fails")
+
+    parent()
+    assert (len(attempts), len(executed), path.is_file()) == (2, executions, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -49,6 +50,14 @@ class Installation:
     def prefect(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         url = str(self.api.base_url).rstrip("/")
         return self.call(PREFECT, *arguments, PREFECT_API_URL=url, PREFECT_HOME=str(self.workspace / "user"))
+
+    def pretrain(self, job: Path, root: Path, *overrides: str) -> str:
+        """Start mae-pretrain by its bare name; returns the run's id."""
+        parameters = {"config": job, "data_root": root, "overrides": json.dumps(overrides)}
+        flags = [flag for name, value in parameters.items() for flag in ("-p", f"{name}={value}")]
+        started = self.prefect("deployment", "run", "mae-pretrain", *flags)
+        assert started.returncode == 0, started.stderr
+        return next(line.split()[-1] for line in started.stdout.splitlines() if "UUID" in line)
 
     def run(self, run_id: str) -> dict:
         return self.api.get(f"/flow_runs/{run_id}").raise_for_status().json()
@@ -116,12 +125,8 @@ def test_dead_run_automation_is_there_once(up: Installation) -> None:
 
 
 def test_killed_ranks_then_retry(up: Installation, tiny_job: Path, tiny_root: Path) -> None:
-    parameters = ("-p", f"config={tiny_job}", "-p", f"data_root={tiny_root}")
-    started = up.prefect("deployment", "run", "mae-pretrain", *parameters)
-    assert started.returncode == 0, started.stderr
-    run_id = next(line.split()[-1] for line in started.stdout.splitlines() if "UUID" in line)
-
-    log = up.workspace / ".prefect" / "server" / "worker.log"
+    run_id = up.pretrain(tiny_job, tiny_root)
+    log = server_home(up.workspace) / "worker.log"
     metrics = wait_for(lambda: list((up.workspace / "runs").glob("tiny-*/metrics.jsonl")), log=log)[0]
     wait_for(lambda: metrics.read_text().count("\n") > 2, log=log)
     for pid in members(metrics.parent / "launch"):
@@ -142,6 +147,17 @@ def test_killed_ranks_then_retry(up: Installation, tiny_job: Path, tiny_root: Pa
     }
     assert (metrics.parent / "report" / "index.html").is_file()
     assert "shard: kept from the earlier attempt" in log.read_text()
+
+
+def test_killed_run_leaves_no_ranks(up: Installation, tiny_job: Path, tiny_root: Path) -> None:
+    """Nobody but the flow's hook, in a process of the worker, is left to clear the launch directory."""
+    run_id = up.pretrain(tiny_job, tiny_root, "name=endless", "pretrain.epochs=100000")
+    log = server_home(up.workspace) / "worker.log"
+    rank = wait_for(lambda: list((up.workspace / "runs").glob("endless-*/launch/rank_0.json")), log=log)[0]
+    os.kill(json.loads((rank.parent / "launcher.json").read_text())["pid"], signal.SIGKILL)
+    wait_for(lambda: up.run(run_id)["state_name"] == "Crashed", log=log)
+    wait_for(lambda: not rank.parent.exists(), log=log)
+    assert members(rank.parent) == set()
 
 
 def test_unknown_deployment(up: Installation) -> None:

@@ -1,0 +1,133 @@
+"""Training for real: ranks as processes, killed and continued, alone and by two."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.stage import InputError, file_digest
+from mae import checkpoint
+from mae.launch import RanksFailed
+from mae.train import run_directory, train
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def trace(run_dir):
+    return [(line["step"], line["loss"], line["lr"]) for line in metrics(run_dir)]
+
+
+def with_(config, **sections):
+    """The config with changed values, given by section."""
+    update = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=update)
+
+
+def test_a_run_learns_and_leaves_what_the_contract_names(trained):
+    lines = metrics(trained.run_dir)
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert trained.steps == 4 * (200 // 16)
+    assert (lines[-1]["step"], lines[-1]["epoch"]) == (trained.steps, 4.0)
+    assert trained.loss == lines[-1]["loss"]
+    assert trained.digest == file_digest(trained.checkpoint)
+    assert (trained.run_dir / "config.yaml").is_file()
+    assert (trained.run_dir / "logs" / "rank_0.log").is_file()
+    assert sorted(int(p.name) for p in (trained.run_dir / "checkpoints").iterdir()) == [12, 24, 36, 48]
+
+
+def test_a_finished_run_is_reused(trained, tiny):
+    before = metrics(trained.run_dir)
+    again = train(tiny, workspace=trained.run_dir.parents[1])
+    assert again == trained.model_copy(update={"reused": True})
+    assert metrics(trained.run_dir) == before
+
+
+def test_what_matters_names_another_run(tiny, tmp_path):
+    here = run_directory(tiny, workspace=tmp_path)
+    for other in (
+        with_(tiny, pretrain={"epochs": 5}),
+        with_(tiny, device={"ranks": 2}),
+        tiny.model_copy(update={"seed": 4}),
+    ):
+        assert run_directory(other, workspace=tmp_path) != here
+    assert run_directory(with_(tiny, device={"python": "python3"}), workspace=tmp_path) == here
+
+
+def killed_after(run_dir, epochs):
+    """SIGKILL the ranks of `run_dir` once the checkpoint of an epoch is there."""
+
+    def watch():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and len(list(run_dir.glob("checkpoints/[0-9]*/state.json"))) < epochs:
+            time.sleep(0.005)
+        for record in run_dir.glob("launch/rank_*.json"):
+            guard = json.loads(record.read_text())["guard"]
+            for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_killed_run_continues_to_the_same_result(tiny, trained, tmp_path):
+    longer = with_(tiny, pretrain={"epochs": 16, "checkpoint_epochs": 2})
+    whole = train(longer, workspace=tmp_path / "whole")
+    run_dir = run_directory(longer, workspace=tmp_path / "killed")
+    killer = killed_after(run_dir, epochs=2)
+    with pytest.raises(RanksFailed, match="SIGKILL"):
+        train(longer, workspace=tmp_path / "killed")
+    killer.join()
+    assert checkpoint.newest(run_dir / "checkpoints") is not None
+    continued = train(longer, workspace=tmp_path / "killed")
+    assert "resuming after epoch" in (run_dir / "logs" / "rank_0.log").read_text()
+    assert trace(run_dir) == trace(whole.run_dir)
+    assert continued.digest == whole.digest
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, trained, tmp_path, caplog):
+    import shutil
+
+    copy = tmp_path / "runs" / trained.run_dir.name
+    shutil.copytree(trained.run_dir, copy)
+    model = copy / "checkpoints" / "48" / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    again = train(tiny, workspace=tmp_path)
+    assert "damaged checkpoint passed over: model.safetensors has other content" in caplog.text
+    assert again.digest == trained.digest
+    assert "resuming after epoch 3" in (copy / "logs" / "rank_0.log").read_text()
+
+
+def test_two_ranks_train_as_one_on_the_same_global_batches(tiny, trained, tmp_path):
+    """The same samples and masks meet in each update; only augmentation draws differ, as each rank has its own."""
+    two = train(with_(tiny, device={"ranks": 2}, pretrain={"batch_size": 8}), workspace=tmp_path)
+    one_losses, two_losses = (np.array([line["loss"] for line in metrics(r.run_dir)]) for r in (trained, two))
+    assert two.steps == trained.steps
+    assert [line["lr"] for line in metrics(two.run_dir)] == [line["lr"] for line in metrics(trained.run_dir)]
+    np.testing.assert_allclose(two_losses, one_losses, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "message"),
+    [
+        ("wrong class count", {"model": {"num_classes": 7}}, "model.num_classes: expected 10"),
+        ("batch larger than the data", {"pretrain": {"batch_size": 300}}, "at most 200 training images"),
+        ("records gone", {"data": {"records": "/nowhere"}}, "no such file"),
+        ("no records", {"data": {"records": None}}, "run `mae data shard`"),
+        ("no NPU", {"device": {"target": "Ascend"}}, "configs/demo.yaml"),
+        ("diverging", {"pretrain": {"blr": 1e30}}, "expected a finite loss"),
+    ],
+)
+def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
+    with pytest.raises(InputError) as error:
+        train(with_(tiny, **sections), workspace=tmp_path)
+    assert message in str(error.value), name
