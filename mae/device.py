@@ -43,16 +43,16 @@ def setup(target: str, *, ranks: int) -> int:
 
     ms.set_context(mode=ms.GRAPH_MODE, device_target=target)
     if target == "CPU":
-        # Kernels of one graph run one after the other: side by side they fight for the few cores, which made a small
-        # MAE's step 2.5 times slower (tests/benchmarks/bench_step.py).
-        threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
-        ms.set_context(inter_op_parallel_num=1, runtime_num_threads=threads)
+        # Kernels of one graph run one after the other, and each rank on cores of its own: side by side they fight for
+        # the cores by spinning, which made a small MAE's step 2.5 and 1.7 times slower (tests/benchmarks/bench_step.py).
+        cores = sorted(os.sched_getaffinity(0))
+        if 1 < ranks <= len(cores):
+            cores = cores[int(os.environ["RANK_ID"]) :: ranks]
+            os.sched_setaffinity(0, cores)
+        ms.set_context(inter_op_parallel_num=1, runtime_num_threads=len(cores))
     elif "DEVICE_ID" in os.environ:
         ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
     if ranks == 1:
         return 0
     communication.init()
-    ms.set_auto_parallel_context(
-        parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True, parameter_broadcast=False
-    )
     return int(communication.get_rank())
