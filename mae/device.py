@@ -43,8 +43,8 @@ def setup(target: str, *, ranks: int) -> int:
 
     ms.set_context(mode=ms.GRAPH_MODE, device_target=target)
     if target == "CPU":
-        # Kernels of one graph run one after the other, and each rank on cores of its own: side by side they fight for
-        # the cores by spinning, which made a small MAE's step 2.5 and 1.7 times slower (tests/benchmarks/bench_step.py).
+        # Kernels of one graph run one after the other, and each rank on cores of its own: MindSpore's threads wait by
+        # spinning, and side by side they take the cores from those that compute (tests/benchmarks/bench_step.py).
         cores = sorted(os.sched_getaffinity(0))
         if 1 < ranks <= len(cores):
             cores = cores[int(os.environ["RANK_ID"]) :: ranks]

@@ -211,7 +211,7 @@ def _neighbours_judge(train_set: Features, val_set: Features) -> np.ndarray:
     def unit(values: np.ndarray) -> np.ndarray:
         return values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12)
 
-    judge = KNeighborsClassifier(NEIGHBOURS).fit(unit(train_set.values), train_set.labels)
+    judge = KNeighborsClassifier(min(NEIGHBOURS, len(train_set.labels))).fit(unit(train_set.values), train_set.labels)
     return judge.predict(unit(val_set.values))
 
 

@@ -17,6 +17,7 @@ from .model import MaskedAutoencoder
 from .objective import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 BATCH = 256
+PIXEL_SIDE = 32
 
 
 class Features(NamedTuple):
@@ -50,9 +51,18 @@ def encoder_features(model: MaskedAutoencoder, pool: str) -> Callable[[np.ndarra
 
 
 def pixel_features(images: np.ndarray) -> np.ndarray:
-    """Raw pixels (N, H * W * 3), normalised as the encoders see them."""
-    mean, std = (np.array(v, np.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((images - mean) / std).reshape(len(images), -1)
+    """Raw pixels (N, F) of uint8 images (N, H, W, 3), normalised as the encoders see them.
+
+    Sides above PIXEL_SIDE are averaged down to it: a probe on all pixels of large photos would fit in no memory.
+    """
+    size = images.shape[1]
+    side = min(size, PIXEL_SIDE)
+    starts = np.arange(side) * size // side
+    lengths = np.diff(np.append(starts, size)).astype(np.float32)
+    sums = np.add.reduceat(np.add.reduceat(images.astype(np.float32), starts, axis=1), starts, axis=2)
+    means = sums / (lengths[:, None] * lengths)[:, :, None]
+    shift, scale = (np.array(v, np.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((means - shift) / scale).reshape(len(images), -1)
 
 
 def split_features(

@@ -151,7 +151,7 @@ def _reconstruct(
                     "path": str(path),
                     "image_file": f"{PICTURES}/{name}",
                     "seed": seed,
-                    "mask_ratio": float(removed.mean()),
+                    "mask_ratio": float(removed.sum() / len(removed)),
                     "loss": float((error * removed).sum() / removed.sum()),
                     "true_patch_statistics": config.norm_pix_loss,
                 }

@@ -106,7 +106,6 @@ class Data(_FromFile):
     classes: list[str]
     faults: dict[str, int]
     records: str
-    validation: str
 
 
 class Picture(_FromFile):

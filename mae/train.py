@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
+from datasets.manifest import MANIFEST, read_manifest
 from datasets.records import load_index
-from datasets.stage import InputError, StageResult, atomic_write, file_digest, value_digest
+from datasets.stage import InputError, StageResult, atomic_write, file_digest, value_digest, write_json
 
 from . import checkpoint
 from .config import Config, dump_config
@@ -78,6 +81,7 @@ def train(
         return done
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / "config.yaml", dump_config(config))
+    write_json(run_dir / "data.json", _data_facts(_records(config)))
     if rank_table is not None:
         shutil.copyfile(rank_table, run_dir / "rank_table.json")
     run_ranks(
@@ -139,6 +143,21 @@ def _resolved(config: Config) -> Config:
     data = config.data.model_copy(update={"records": str(records)})
     init = str(checkpoint.model_file(Path(config.init)).resolve()) if config.init is not None else None
     return config.model_copy(update={"data": data, "init": init})
+
+
+def _data_facts(records: Path) -> dict[str, Any]:
+    """What the report says of the data: counts, classes, and the files that validation found fault with."""
+    index = load_index(records)
+    statuses = Counter(row.status for row in read_manifest(records / MANIFEST))
+    return {
+        "name": index.name,
+        "root": str(index.root),
+        "train": index.splits["train"].images,
+        "val": index.splits["val"].images,
+        "classes": index.classes,
+        "faults": {status: count for status, count in statuses.items() if status != "ok"},
+        "records": str(records),
+    }
 
 
 def _finished(run_dir: Path, epochs: int) -> Training | None:

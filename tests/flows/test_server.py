@@ -145,6 +145,9 @@ def test_killed_ranks_then_retry(up: Installation, tiny_job: Path, tiny_root: Pa
         "evaluate": ["Completed"],
         "report": ["Completed"],
     }
+    graph = up.api.get(f"/flow_runs/{run_id}/graph-v2").raise_for_status().json()  # what the run's page draws
+    boxes = [node["label"] for _, node in graph["nodes"] if node["kind"] == "flow-run"]
+    assert sorted(boxes) == sorted(["validate", "shard", "rank-table", "pretrain", "pretrain", "evaluate", "report"])
     assert (metrics.parent / "report" / "index.html").is_file()
     assert "shard: kept from the earlier attempt" in log.read_text()
 
@@ -158,6 +161,17 @@ def test_killed_run_leaves_no_ranks(up: Installation, tiny_job: Path, tiny_root:
     wait_for(lambda: up.run(run_id)["state_name"] == "Crashed", log=log)
     wait_for(lambda: not rank.parent.exists(), log=log)
     assert members(rank.parent) == set()
+
+
+def test_the_real_job_fails_at_once_without_npus(up: Installation) -> None:
+    started = up.prefect("deployment", "run", "mae-pretrain")
+    run_id = next(line.split()[-1] for line in started.stdout.splitlines() if "UUID" in line)
+    wait_for(lambda: up.run(run_id)["state_name"] in ("Completed", "Failed", "Crashed"), seconds=60)
+    run = up.run(run_id)
+    assert run["state_name"] == "Failed"
+    assert "expected 8 Ascend NPUs" in run["state"]["message"]
+    assert "configs/demo.yaml" in run["state"]["message"]
+    assert up.stages(run_id) == {}
 
 
 def test_unknown_deployment(up: Installation) -> None:

@@ -9,6 +9,7 @@ from datasets.stage import InputError
 from mae.config import LinearConfig
 from mae.evaluate import _linear_judge, _neighbours_judge, evaluate
 from mae.features import Features, in_fixed_batches, pixel_features, split_features
+from mae.objective import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,16 @@ def test_judges_separate_what_is_separable(judge):
     assert (judge(train_set, val_set) == val_set.labels).mean() > 0.9
     shuffled = train_set._replace(labels=np.random.default_rng(0).permutation(train_set.labels))
     assert (judge(shuffled, val_set) == val_set.labels).mean() < 0.85  # no label leaks
+
+
+@pytest.mark.parametrize(("size", "side"), [(28, 28), (32, 32), (64, 32), (50, 32), (224, 32)])
+def test_pixels_of_large_images_are_averaged(size, side):
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    found = pixel_features(images).reshape(2, side, side, 3) * IMAGENET_STD + IMAGENET_MEAN
+    edges = [i * size // side for i in range(side)] + [size]
+    for row, column in ((0, 0), (side - 1, 3), (7, side - 1)):
+        block = images[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
+        np.testing.assert_allclose(found[:, row, column], block.mean((1, 2)) / 255, atol=1e-5)
 
 
 def test_a_short_last_batch_changes_nothing(records, tiny):

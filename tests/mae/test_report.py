@@ -68,7 +68,6 @@ DATA = {
     "classes": ["bag", "coat"],
     "faults": {"corrupt": 3, "duplicate": 12},
     "records": "/w/records/clothes-1",
-    "validation": "/w/datasets/clothes-2",
 }
 
 
