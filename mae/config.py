@@ -119,7 +119,7 @@ class LinearConfig(_Section):
     l2: list[float] = Field(
         [1e-4, 1e-3, 1e-2, 1e-1], min_length=1, description="penalties; a held-out fifth of train chooses"
     )
-    max_iter: int = Field(100, gt=0)
+    tol: float = Field(1e-3, gt=0, description="largest gradient at which the fit counts as converged")
 
 
 class Config(_Section):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -33,6 +32,7 @@ from .train import train
 
 PROTOCOLS = ("classify", "linear", "knn", "finetune")
 NEIGHBOURS = 10
+MAX_ITERATIONS = 1000  # scikit-learn warns where they do not suffice
 VERSION = 1  # raise it when a protocol changes: what was measured before is then measured again
 
 logger = logging.getLogger(__name__)
@@ -184,12 +184,10 @@ def _linear_judge(settings: LinearConfig) -> Callable[[Features, Features], np.n
     """
 
     def fit(values: np.ndarray, labels: np.ndarray, l2: float) -> Any:
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # max_iter is a setting of the protocol
-            return LogisticRegression(C=1 / (l2 * len(labels)), max_iter=settings.max_iter).fit(values, labels)
+        probe = LogisticRegression(C=1 / (l2 * len(labels)), tol=settings.tol, max_iter=MAX_ITERATIONS)
+        return probe.fit(values, labels)
 
     def judge(train_set: Features, val_set: Features) -> np.ndarray:
         mean, std = train_set.values.mean(0), train_set.values.std(0) + 1e-6

@@ -31,8 +31,11 @@ def evaluate(
 
 
 def protocols(config: Config) -> list[str]:
-    """The protocols that a config has a section for."""
-    return [name for name in ("linear", "finetune") if getattr(config, name) is not None]
+    """The protocols that a config has a section for.
+
+    Fine-tuning first: what the probe leaves in this process's memory would be there beside the ranks.
+    """
+    return [name for name in ("finetune", "linear") if getattr(config, name) is not None]
 
 
 def intact(result: Evaluations) -> bool:

@@ -35,7 +35,7 @@ TINY = {
     "device": {"ranks": 1},
     "pretrain": {"epochs": 4, "batch_size": 16, "blr": 8e-2, "warmup_epochs": 1, "checkpoint_epochs": 1},
     "finetune": {"epochs": 1, "batch_size": 16, "blr": 1e-2, "warmup_epochs": 0},
-    "linear": {"pool": "mean", "l2": [1e-2, 1e-1], "max_iter": 20},
+    "linear": {"pool": "mean", "l2": [1e-2, 1e-1], "tol": 1e-2},
 }
 
 
