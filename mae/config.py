@@ -117,7 +117,9 @@ class LinearConfig(_Section):
 
     pool: Literal["cls", "mean"] = "cls"
     l2: list[float] = Field(
-        [1e-4, 1e-3, 1e-2, 1e-1], min_length=1, description="penalties; a held-out fifth of train chooses"
+        [1e-4, 1e-3, 1e-2, 1e-1],
+        min_length=1,
+        description="of several penalties a held-out fifth of train chooses one per encoder",
     )
     tol: float = Field(1e-3, gt=0, description="largest gradient at which the fit counts as converged")
 
