@@ -71,7 +71,11 @@ def blobs(count, seed, scale):
     return Features(values.astype(np.float32), labels)
 
 
-@pytest.mark.parametrize("judge", [_linear_judge(LinearConfig()), _neighbours_judge], ids=["linear", "knn"])
+@pytest.mark.parametrize(
+    "judge",
+    [_linear_judge(LinearConfig()), _linear_judge(LinearConfig(l2=[1e-3])), _neighbours_judge],
+    ids=["linear, penalty chosen", "linear, penalty given", "knn"],
+)
 def test_judges_separate_what_is_separable(judge):
     scale = np.array([1e-3, 1.0, 1e3, 1.0])
     train_set, val_set = blobs(200, 0, scale), blobs(50, 1, scale)
