@@ -17,6 +17,8 @@ What becomes of each status (nothing else is done to any file, and every one has
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -66,6 +68,16 @@ def read_manifest(path: PathLike) -> list[ManifestRow]:
     """The rows of a manifest.parquet, in order."""
     table = pq.read_table(path)
     return [ManifestRow(*values) for values in zip(*(table.column(field).to_pylist() for field in ManifestRow._fields))]
+
+
+def read_statuses(path: PathLike) -> list[str]:
+    """The status column of a manifest.parquet, in order."""
+    return pq.read_table(path, columns=["status"]).column("status").to_pylist()
+
+
+def fault_counts(statuses: Iterable[str]) -> dict[str, int]:
+    """Number of rows of each status but `ok`, by name."""
+    return {status: count for status, count in sorted(Counter(statuses).items()) if status != "ok"}
 
 
 def write_manifest(path: PathLike, rows: list[ManifestRow]) -> None:

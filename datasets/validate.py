@@ -9,7 +9,6 @@ import os
 import re
 import stat
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 
 from datasets.image import MAGIC_BYTES, MAX_BYTES, Inspection, inspect, sniff, suffix_fault
 from datasets.layout import NO_CLASS, FileEntry, is_hidden, outside, scan
-from datasets.manifest import MANIFEST, USABLE, ManifestRow, mark_copies, write_manifest
+from datasets.manifest import MANIFEST, USABLE, ManifestRow, fault_counts, mark_copies, write_manifest
 from datasets.stage import (
     InputError,
     PathLike,
@@ -235,13 +234,12 @@ def _require_usable(root: Path, rows: list[ManifestRow], classes: list[str]) -> 
 
 
 def _totals(rows: list[ManifestRow]) -> dict[str, Any]:
-    faults = Counter(row.status for row in rows if row.status != "ok")
     return {
         "files": len(rows),
         "bytes": sum(row.bytes for row in rows),
         "train": sum(row.split == "train" and row.status in USABLE for row in rows),
         "val": sum(row.split == "val" and row.status in USABLE for row in rows),
-        "faults": dict(sorted(faults.items())),
+        "faults": fault_counts(row.status for row in rows),
         "excluded": list(_excluded(rows)),
     }
 

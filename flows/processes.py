@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.stage import InputError
-from mae.process_tree import started
+from mae.process_tree import started, with_variable
 
 STARTUP_SECONDS = 120  # a first start writes the database's schema: about 8 s on two quiet cores
 GRACE_SECONDS = 20
@@ -59,7 +59,7 @@ class Started:
         deadline = time.monotonic() + GRACE_SECONDS
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
-        while left := _marked(self.mark):
+        while left := with_variable(MARK, self.mark):
             for pid in left:
                 _kill(pid)
             time.sleep(0.1)
@@ -103,19 +103,6 @@ def healthy(api_url: str) -> bool:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def _marked(mark: str) -> set[int]:
-    """Living processes that bear a mark; a zombie has no environment and is none."""
-    line = f"{MARK}={mark}".encode()
-    pids = set()
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if line in environment.read_bytes().split(b"\0"):
-                pids.add(int(environment.parent.name))
-        except OSError:  # it has ended, or belongs to someone else
-            continue
-    return pids
 
 
 def _kill(pid: int) -> None:

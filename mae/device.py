@@ -32,6 +32,15 @@ def check_target(config: DeviceConfig) -> None:
         )
 
 
+def seed_initialisers(seed: int) -> None:
+    """Make the parameters of the next model a function of `seed`."""
+    import mindspore as ms
+    import numpy as np
+
+    ms.set_seed(seed)
+    np.random.seed(seed)  # MindSpore's initialisers draw from NumPy too
+
+
 def setup(target: str, *, ranks: int) -> int:
     """Prepare this process for graph-mode work on `target` and join the other ranks.
 

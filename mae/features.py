@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
 from datasets.batches import ordered_batches
 
 from .config import ModelConfig
+from .device import seed_initialisers
 from .model import MaskedAutoencoder
-from .objective import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from .objective import Normalise, normalise_pixels
 
 BATCH = 256
 PIXEL_SIDE = 32
@@ -61,8 +61,7 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     lengths = np.diff(np.append(starts, size)).astype(np.float32)
     sums = np.add.reduceat(np.add.reduceat(images.astype(np.float32), starts, axis=1), starts, axis=2)
     means = sums / (lengths[:, None] * lengths)[:, :, None]
-    shift, scale = (np.array(v, np.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((means - shift) / scale).reshape(len(images), -1)
+    return normalise_pixels(means).reshape(len(images), -1)
 
 
 def split_features(
@@ -89,6 +88,5 @@ def in_fixed_batches(compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[n
 
 def seeded_mae(config: ModelConfig, seed: int) -> MaskedAutoencoder:
     """A MAE at its random initialisation."""
-    ms.set_seed(seed)
-    np.random.seed(seed)
+    seed_initialisers(seed)
     return MaskedAutoencoder(config)

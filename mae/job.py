@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import mindspore as ms
 import numpy as np
 from mindspore import nn
 
@@ -15,6 +14,7 @@ from datasets.stage import InputError
 
 from .checkpoint import ModelCard
 from .config import Config, FinetuneConfig, PretrainConfig
+from .device import seed_initialisers
 from .masking import ids_from_noise
 from .model import MaskedAutoencoder
 from .objective import ClassifyLoss, PretrainLoss
@@ -44,8 +44,7 @@ class Job(NamedTuple):
 
 def build_job(config: Config, *, classes: list[str], rank: int) -> Job:
     """The job of the config's task, at the initialisation that the config's seed gives on every rank."""
-    ms.set_seed(config.seed)
-    np.random.seed(config.seed)  # MindSpore's initialisers draw from NumPy too
+    seed_initialisers(config.seed)
     if config.pretrain is not None and config.task == "pretrain":
         return _pretrain(config, config.pretrain, rank)
     assert config.finetune is not None  # Config has checked that the task has its section

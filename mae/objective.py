@@ -16,8 +16,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def normalise_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (..., 3) between 0 and 255 -> float32, less ImageNet's mean, over its standard deviation."""
+    shift, scale = (np.array(v, np.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (pixels - shift) / scale
+
+
 class Normalise(nn.Cell):
-    """uint8 pixels (N, H, W, 3) -> float32 (N, 3, H, W), less ImageNet's mean, over its standard deviation."""
+    """`normalise_pixels` in the graph: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from . import checkpoint
 from .config import ModelConfig
 from .device import setup
 from .masking import ids_from_noise
-from .objective import IMAGENET_MEAN, IMAGENET_STD, Classify, Reconstruct
+from .objective import IMAGENET_MEAN, IMAGENET_STD, Classify, Reconstruct, normalise_pixels
 from .restore import load_classifier, load_mae
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"
@@ -134,7 +134,7 @@ def _reconstruct(
             ids_keep, ids_restore = ids_from_noise(noise.random((1, model.patches)), float(card.mask_ratio or 0.75))
             outputs = graph(Tensor(image[None]), Tensor(ids_keep), Tensor(ids_restore))
             pred, removed = (output.asnumpy()[0] for output in outputs)
-            target = _patches((image / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD), config.patch_size)
+            target = _patches(normalise_pixels(image), config.patch_size)
             mean, spread = 0.0, 1.0
             if config.norm_pix_loss:
                 mean = target.mean(1, keepdims=True)

@@ -45,8 +45,16 @@ def started(pid: int) -> str | None:
 
 
 def members(launch_dir: Path) -> set[int]:
-    """Pids of the living processes of a launch, without this one. A zombie has no environment any more and is none."""
-    mark = f"{LAUNCH_DIR}={launch_dir}".encode()
+    """Pids of the living processes of a launch, without this one."""
+    return with_variable(LAUNCH_DIR, str(launch_dir)) - {os.getpid()}
+
+
+def with_variable(name: str, value: str) -> set[int]:
+    """Pids of the living processes that were started with an environment variable of this value.
+
+    A zombie has no environment any more and is none.
+    """
+    mark = f"{name}={value}".encode()
     pids = set()
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -54,7 +62,7 @@ def members(launch_dir: Path) -> set[int]:
                 pids.add(int(path.parent.name))
         except OSError:  # it has ended, or belongs to someone else
             continue
-    return pids - {os.getpid()}
+    return pids
 
 
 def end_tree(launch_dir: Path, *, top: int | None, grace: float) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-from datasets.manifest import MANIFEST, read_manifest
+from datasets.manifest import MANIFEST, fault_counts, read_statuses
 from datasets.records import load_index
 from datasets.stage import InputError, StageResult, atomic_write, file_digest, value_digest, write_json
 
@@ -148,14 +147,13 @@ def _resolved(config: Config) -> Config:
 def _data_facts(records: Path) -> dict[str, Any]:
     """What the report says of the data: counts, classes, and the files that validation found fault with."""
     index = load_index(records)
-    statuses = Counter(row.status for row in read_manifest(records / MANIFEST))
     return {
         "name": index.name,
         "root": str(index.root),
         "train": index.splits["train"].images,
         "val": index.splits["val"].images,
         "classes": index.classes,
-        "faults": {status: count for status, count in statuses.items() if status != "ok"},
+        "faults": fault_counts(read_statuses(records / MANIFEST)),
         "records": str(records),
     }
 

@@ -61,7 +61,7 @@ class _FusedNorm(nn.Cell):
 class _CpuNorm(_FusedNorm):
     """The same forward kernel with a gradient of plain operators.
 
-    MindSpore's LayerNormGrad takes two powers per element on the CPU, a third of a small model's step.
+    MindSpore's LayerNormGrad takes two powers per element on the CPU, a quarter of a small model's step.
     """
 
     def bprop(self, x: Tensor, weight: Tensor, _bias: Tensor, _out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
@@ -200,7 +200,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 
 class Encoder(nn.Cell):
-    """Patch embedding, cls token, position embedding, blocks and final norm: what pre-training hands on.
+    """Patch embedding, cls token, position embedding and blocks: what pre-training hands on.
 
     The MAE and the classifier inherit from it, so that their parameters keep upstream's unprefixed names.
     """

@@ -10,6 +10,7 @@ import pytest
 from datasets.stage import InputError
 from flows import processes
 from flows.processes import Started, own_environment, start
+from mae.process_tree import with_variable
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -40,9 +41,9 @@ def test_end_takes_what_the_process_has_started_and_nothing_else(
     mine = start("mine", [sys.executable, "-c", family], dict(os.environ), tmp_path)
     others = start("others", [sys.executable, "-c", "import time; time.sleep(600)"], dict(os.environ), tmp_path)
     mine.wait_until(lambda: "up" in Path(mine.log).read_text())
-    assert len(processes._marked(mine.mark)) == 2
+    assert len(with_variable(processes.MARK, mine.mark)) == 2
     mine.end()
-    assert (mine.alive(), processes._marked(mine.mark)) == (False, set())
+    assert (mine.alive(), with_variable(processes.MARK, mine.mark)) == (False, set())
     assert others.alive()
     others.end()
     assert not others.alive()

@@ -119,9 +119,19 @@ def test_forward_equals_numpy(name, changes, gelu):
     np.testing.assert_array_equal(found_mask.asnumpy(), mask)
 
 
-@pytest.mark.parametrize("parameter", ["mask_token", "decoder_embed.weight", "cls_token", "patch_embed.proj.weight"])
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        "mask_token",
+        "decoder_embed.weight",
+        "cls_token",
+        "patch_embed.proj.weight",
+        "blocks.1.norm1.weight",
+        "blocks.0.norm2.bias",
+    ],
+)
 def test_gradients_equal_finite_differences(parameter):
-    """Across the hand-written gradient of Unshuffle, on the NumPy forward pass in float64."""
+    """Across the hand-written gradients of Unshuffle and LayerNorm, on the NumPy forward pass in float64."""
     model = MaskedAutoencoder(SMALL)
     images, ids_keep, ids_restore = inputs(model)
     parameters = model.trainable_params()
