@@ -1,13 +1,13 @@
 """Records to batches: MindDataset pipelines for training and evaluation.
 
-Pixels travel as uint8 and are normalised in the model's graph. N images, H = W = image_size.
+Pixels travel as uint8 and are normalised in the model's graph. N images of image_shape (H, W).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -48,7 +48,7 @@ def steps_per_epoch(images: int, *, batch_size: int, ranks: int) -> int:
 def train_batches(
     directory: PathLike,
     *,
-    image_size: int,
+    image_shape: tuple[int, int],
     batch_size: int,
     crop_scale: float,
     seed: int,
@@ -73,32 +73,35 @@ def train_batches(
     mine = order.reshape(steps, batch_size, ranks)[:, :, rank].ravel()
     ds.config.set_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0] >> 1))
     crop = vision.RandomCropDecodeResize(
-        image_size, scale=(crop_scale, 1.0), ratio=(3 / 4, 4 / 3), interpolation=vision.Inter.PILCUBIC
+        image_shape, scale=(crop_scale, 1.0), ratio=(3 / 4, 4 / 3), interpolation=vision.Inter.PILCUBIC
     )
     transforms = [crop, vision.RandomHorizontalFlip()]
     yield from _batches(directory, "train", mine, transforms, batch_size=batch_size, workers=workers)
 
 
 def ordered_batches(
-    directory: PathLike, split: str, *, image_size: int, crop_pct: float, batch_size: int, workers: int = 2
+    directory: PathLike, split: str, *, image_shape: tuple[int, int], crop_pct: float, batch_size: int, workers: int = 2
 ) -> Iterator[Batch]:
     """Every record of a split once, in stored order, resized and cropped for evaluation; the last batch may be short.
 
-    The shorter side becomes image_size / crop_pct by Pillow's bicubic, of which the centre is kept (upstream's
-    evaluation has crop_pct 224 / 256).
+    Pillow's bicubic, of which the centre is kept (see `resized`).
     """
     from mindspore.dataset import vision
 
     directory = Path(directory)
     images = load_index(directory).splits[split].images
-    resize = vision.Resize(resized_side(image_size, crop_pct), vision.Inter.PILCUBIC)
-    transforms = [vision.Decode(), resize, vision.CenterCrop(image_size)]
+    resize = vision.Resize(resized(image_shape, crop_pct), vision.Inter.PILCUBIC)
+    transforms = [vision.Decode(), resize, vision.CenterCrop(image_shape)]
     yield from _batches(directory, split, np.arange(images), transforms, batch_size=batch_size, workers=workers)
 
 
-def resized_side(image_size: int, crop_pct: float) -> int:
-    """Shorter side in pixels before the centre crop, rounded down as upstream does (224 / 0.875 = 256)."""
-    return int(image_size / crop_pct)
+def resized(image_shape: tuple[int, int], crop_pct: float) -> Union[int, tuple[int, int]]:
+    """Size before the centre crop: of the shorter side, rounded down as upstream does (224 / 0.875 = 256).
+
+    A model of non-square images has no published evaluation; it sees the whole picture, both sides resized.
+    """
+    height, width = (int(side / crop_pct) for side in image_shape)
+    return height if height == width else (height, width)
 
 
 def _batches(

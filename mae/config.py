@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from datasets.stage import InputError
 
@@ -41,7 +41,7 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Sizes of the vision transformer and of its MAE decoder; ViT-B/16 unless said otherwise."""
 
-    image_size: int = Field(224, gt=0)
+    image_size: Union[PositiveInt, tuple[PositiveInt, PositiveInt]] = Field(224, description="side, or [height, width]")
     patch_size: int = Field(16, gt=0)
     embed_dim: int = Field(768, gt=0)
     depth: int = Field(12, gt=0)
@@ -52,13 +52,22 @@ class ModelConfig(_Section):
     decoder_num_heads: int = Field(16, gt=0)
     norm_pix_loss: bool = True
     gelu: Literal["exact", "tanh"] = "exact"
+    layer_norm_eps: float = Field(1e-6, gt=0, description="upstream's and timm's; Hugging Face's models have 1e-12")
+    pool: Literal["mean", "cls"] = Field(
+        "mean", description="what a classifier sees: the patch tokens' mean, then fc_norm; or norm, then the cls token"
+    )
+    head: Literal["linear", "batch_norm"] = Field(
+        "linear", description="batch_norm stands before the linear layer in upstream's linear probe"
+    )
     crop_pct: float = Field(0.875, gt=0, le=1, description="centre share of the resized image that evaluation sees")
     num_classes: Optional[int] = Field(None, gt=1, description="checked against the data; none takes the data's")
 
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
+        height, width = self.image_shape
         for name, size, divisor_name, divisor in (
-            ("image_size", self.image_size, "patch_size", self.patch_size),
+            ("image_size", height, "patch_size", self.patch_size),
+            ("image_size", width, "patch_size", self.patch_size),
             ("embed_dim", self.embed_dim, "num_heads", self.num_heads),
             ("embed_dim", self.embed_dim, "4 (sin and cos of two axes)", 4),
             ("decoder_embed_dim", self.decoder_embed_dim, "decoder_num_heads", self.decoder_num_heads),
@@ -68,6 +77,17 @@ class ModelConfig(_Section):
                 raise ValueError(f"{name} must be a multiple of {divisor_name}, got {size} and {divisor}")
         return self
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
 
 class DeviceConfig(_Section):
     """What the ranks run on. `ranks` counts one server's processes."""
@@ -75,6 +95,18 @@ class DeviceConfig(_Section):
     target: Literal["CPU", "Ascend"] = "CPU"
     ranks: int = Field(1, gt=0)
     python: Optional[str] = Field(None, description="interpreter that starts the ranks; none means this one")
+
+
+class ComputeConfig(_Section):
+    """How the model is computed, not what it is. Parameters, LayerNorm, softmax and the loss are float32 always."""
+
+    dtype: Optional[Literal["float32", "float16"]] = Field(
+        None, description="of matrix products; none means float16 on Ascend, which a 910A needs, and float32 on CPU"
+    )
+    decoder_float32: bool = Field(False, description="keep the decoder in float32, where float16 runs go NaN first")
+    recompute: bool = Field(
+        False, description="compute blocks again for their gradients: less memory, a third more time"
+    )
 
 
 class _Training(_Section):
@@ -134,6 +166,7 @@ class Config(_Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     device: DeviceConfig = DeviceConfig()
+    compute: ComputeConfig = ComputeConfig()
     pretrain: Optional[PretrainConfig] = None
     finetune: Optional[FinetuneConfig] = None
     linear: Optional[LinearConfig] = None

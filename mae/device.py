@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from datasets.stage import InputError
 
-from .config import DEMO_CONFIG, DeviceConfig
+from .config import DEMO_CONFIG, ComputeConfig, DeviceConfig
 
 ASCEND_DEVICES = "/dev"  # one character device davinci<N> per NPU, made by the driver
 
@@ -39,6 +40,14 @@ def seed_initialisers(seed: int) -> None:
 
     ms.set_seed(seed)
     np.random.seed(seed)  # MindSpore's initialisers draw from NumPy too
+
+
+def compute_dtype(compute: ComputeConfig) -> Any:
+    """MindSpore's type of matrix products on this process's device."""
+    import mindspore as ms
+
+    name = compute.dtype or ("float16" if ms.get_context("device_target") == "Ascend" else "float32")
+    return getattr(ms, name)
 
 
 def setup(target: str, *, ranks: int) -> int:

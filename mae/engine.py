@@ -80,7 +80,7 @@ def _epochs(
 def _batches(job: Job, config: Config, epoch: int, rank: int) -> Iterator[Batch]:
     return train_batches(
         str(config.data.records),
-        image_size=job.model.config.image_size,
+        image_shape=job.model.config.image_shape,
         batch_size=job.recipe.batch_size,
         crop_scale=job.recipe.crop_scale,
         seed=config.seed,

@@ -69,7 +69,7 @@ def split_features(
 ) -> Features:
     """Features of every record of a split, each exactly once."""
     batches = ordered_batches(
-        records, split, image_size=model.image_size, crop_pct=model.crop_pct, batch_size=BATCH, workers=workers
+        records, split, image_shape=model.image_shape, crop_pct=model.crop_pct, batch_size=BATCH, workers=workers
     )
     parts = [(compute(batch.images), batch.labels) for batch in batches]
     return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))

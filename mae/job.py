@@ -52,7 +52,7 @@ def build_job(config: Config, *, classes: list[str], rank: int) -> Job:
 
 
 def _pretrain(config: Config, recipe: PretrainConfig, rank: int) -> Job:
-    model, ranks = MaskedAutoencoder(config.model), config.device.ranks
+    model, ranks = MaskedAutoencoder(config.model, compute=config.compute), config.device.ranks
 
     def inputs(batch: Batch, place: Place) -> list[np.ndarray]:
         # The noise of a global batch is drawn whole: an image's mask does not depend on the number of ranks.
@@ -74,7 +74,7 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job
     if config.init is None:
         todo = "set init to a pre-trained checkpoint"
         raise InputError("init", expected="a checkpoint for task finetune", found="none", todo=todo)
-    model = classifier_from_mae(Path(config.init), len(classes), drop_path=recipe.drop_path)
+    model = classifier_from_mae(Path(config.init), len(classes), drop_path=recipe.drop_path, compute=config.compute)
     parameters, depth = model.trainable_params(), model.config.depth
     scales = [recipe.layer_decay ** (depth + 1 - layer_id(p.name, depth)) for p in parameters]
     return Job(

@@ -6,9 +6,10 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from .config import ModelConfig
+from .config import ComputeConfig, ModelConfig
+from .device import compute_dtype
 from .pos_embed import sincos_2d
-from .vit import Encoder, LayerNorm, Linear, blocks, patchify
+from .vit import DEFAULT_COMPUTE, Encoder, LayerNorm, Linear, blocks, patchify
 
 
 class Unshuffle(nn.Cell):
@@ -35,21 +36,23 @@ class Unshuffle(nn.Cell):
 class MaskedAutoencoder(Encoder):
     """MAE with upstream's state-dict keys. Images are (N, 3, H, W) float32, normalised by ImageNet's mean and std."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config)
-        side = config.image_size // config.patch_size
+    def __init__(self, config: ModelConfig, *, compute: ComputeConfig = DEFAULT_COMPUTE) -> None:
+        super().__init__(config, compute)
+        dtype = ms.float32 if compute.decoder_float32 else compute_dtype(compute)
         dim = config.decoder_embed_dim
         self.norm_pix_loss = config.norm_pix_loss
-        self.norm = LayerNorm(config.embed_dim)
-        self.decoder_embed = Linear(config.embed_dim, dim)
+        self.norm = LayerNorm(config.embed_dim, config.layer_norm_eps)
+        self.decoder_embed = Linear(config.embed_dim, dim, dtype)
         self.mask_token = Parameter(initializer(Normal(0.02), (1, 1, dim), ms.float32), name="mask_token")
         self.decoder_pos_embed = Parameter(
-            Tensor(sincos_2d(dim, (side, side))), name="decoder_pos_embed", requires_grad=False
+            Tensor(sincos_2d(dim, config.grid)), name="decoder_pos_embed", requires_grad=False
         )
         self.unshuffle = Unshuffle()
-        self.decoder_blocks = blocks(config.decoder_depth, dim, config.decoder_num_heads, config)
-        self.decoder_norm = LayerNorm(dim)
-        self.decoder_pred = Linear(dim, 3 * config.patch_size**2)
+        self.decoder_blocks = blocks(
+            config.decoder_depth, dim, config.decoder_num_heads, config, dtype=dtype, recompute=compute.recompute
+        )
+        self.decoder_norm = LayerNorm(dim, config.layer_norm_eps)
+        self.decoder_pred = Linear(dim, 3 * config.patch_size**2, dtype)
 
     def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
         """Mean squared error over the removed patches, a scalar."""
@@ -76,12 +79,12 @@ class MaskedAutoencoder(Encoder):
 
     def decode(self, tokens: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
         """(N, 1 + len_keep, D) -> predicted patches (N, L, p*p*3)."""
-        x = self.decoder_embed(tokens)
+        x = self.decoder_embed(tokens).astype(ms.float32)
         patches = self.unshuffle(x[:, 1:], self.mask_token, ids_keep, ids_restore)
         x = ops.concat((x[:, :1], patches), 1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x)[:, 1:])
+        return self.decoder_pred(self.decoder_norm(x)[:, 1:]).astype(ms.float32)
 
     def target(self, patches: Tensor) -> Tensor:
         """What the decoder has to predict; norm_pix_loss divides by the unbiased variance, as torch's `var` does."""

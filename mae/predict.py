@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from mindspore import Tensor
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datasets.batches import resized_side
+from datasets.batches import resized
 from datasets.stage import InputError, PathLike, StageResult, atomic_directory, atomic_write, file_digest, value_digest
 
 from . import checkpoint
@@ -88,18 +88,18 @@ def load_image(path: Path, config: ModelConfig) -> np.ndarray:
     """An image as evaluation sees it: RGB, upright, resized by Pillow's bicubic, centre crop; (H, W, 3) uint8."""
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            image: Image.Image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         todo = "remove it from the call, or repair the file"
         raise InputError(path, expected="an image", found=f"{type(error).__name__}: {error}", todo=todo) from None
-    side = resized_side(config.image_size, config.crop_pct)
-    width, height = image.size
-    if width <= height:
-        resized = image.resize((side, int(side * height / width)), Image.Resampling.BICUBIC)
-    else:
-        resized = image.resize((int(side * width / height), side), Image.Resampling.BICUBIC)
-    left, top = (resized.width - config.image_size) // 2, (resized.height - config.image_size) // 2
-    return np.asarray(resized.crop((left, top, left + config.image_size, top + config.image_size)))
+    size = resized(config.image_shape, config.crop_pct)
+    if isinstance(size, int):
+        shorter = min(image.size)
+        size = int(size * image.height / shorter), int(size * image.width / shorter)
+    image = image.resize(size[::-1], Image.Resampling.BICUBIC)
+    height, width = config.image_shape
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
 def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 from datasets.stage import InputError
 
 from . import checkpoint
+from .config import ComputeConfig
 from .model import MaskedAutoencoder
 from .vit import VisionTransformer
 
@@ -64,10 +65,10 @@ def load_classifier(path: Path) -> VisionTransformer:
     return model
 
 
-def classifier_from_mae(path: Path, num_classes: int, *, drop_path: float) -> VisionTransformer:
+def classifier_from_mae(path: Path, num_classes: int, *, drop_path: float, compute: ComputeConfig) -> VisionTransformer:
     """A classifier on a pre-trained encoder, its head fresh: the decoder and the encoder's final norm stay behind."""
     card = _card(path, "mae")
-    model = VisionTransformer(card.model, num_classes, drop_path=drop_path)
+    model = VisionTransformer(card.model, num_classes, drop_path=drop_path, compute=compute)
     weights = {n: w for n, w in checkpoint.load_weights(path).items() if not n.startswith(MAE_ONLY)}
     load_parameters(model, weights, source=path, may_miss=CLASSIFIER_ONLY)
     return model

@@ -14,45 +14,47 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, TruncatedNormal, Uniform, XavierUniform, initializer
 
-from .config import ModelConfig
+from .config import ComputeConfig, ModelConfig
+from .device import compute_dtype
 from .pos_embed import sincos_2d
 
-LAYER_NORM_EPS = 1e-6  # upstream; torch's default of 1e-5 changes every prediction
+DEFAULT_COMPUTE = ComputeConfig()
 
 
 class Linear(nn.Cell):
-    """y = x W^T + b over the last axis; W is (out, in), Xavier-uniform, b zero (upstream's initialisation)."""
+    """y = x W^T + b over the last axis, in `dtype`; W is (out, in) float32, Xavier-uniform, b zero (as upstream)."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, dtype: ms.Type) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
         self.weight = Parameter(initializer(XavierUniform(), (out_features, in_features), ms.float32), name="weight")
         self.bias = Parameter(initializer("zeros", (out_features,), ms.float32), name="bias")
         self.matmul = ops.MatMul(transpose_b=True)
         self.add = ops.BiasAdd()
 
     def construct(self, x: Tensor) -> Tensor:
-        rows = self.add(self.matmul(x.reshape(-1, self.in_features), self.weight), self.bias)
-        return rows.reshape(x.shape[:-1] + (self.out_features,))
+        rows = self.matmul(x.astype(self.dtype).reshape(-1, self.in_features), self.weight.astype(self.dtype))
+        return self.add(rows, self.bias.astype(self.dtype)).reshape(x.shape[:-1] + (self.out_features,))
 
 
 class LayerNorm(nn.Cell):
-    """Layer normalisation over the last axis with upstream's names and epsilon."""
+    """Layer normalisation over the last axis with upstream's names, float32."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = Parameter(initializer("ones", (dim,), ms.float32), name="weight")
         self.bias = Parameter(initializer("zeros", (dim,), ms.float32), name="bias")
-        self.norm = _CpuNorm() if ms.get_context("device_target") == "CPU" else _FusedNorm()
+        self.norm = _CpuNorm(eps) if ms.get_context("device_target") == "CPU" else _FusedNorm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(x, self.weight, self.bias)
 
 
 class _FusedNorm(nn.Cell):
-    def __init__(self) -> None:
+    def __init__(self, eps: float) -> None:
         super().__init__()
-        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=LAYER_NORM_EPS)
+        self.eps = eps
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return self.norm(x, weight, bias)[0]
@@ -68,7 +70,7 @@ class _CpuNorm(_FusedNorm):
         dim = x.shape[-1]
         rows, d_rows = x.reshape(-1, dim), dout.reshape(-1, dim)
         centred = rows - rows.mean(-1, keep_dims=True)
-        scale = ops.rsqrt(ops.square(centred).mean(-1, keep_dims=True) + LAYER_NORM_EPS)
+        scale = ops.rsqrt(ops.square(centred).mean(-1, keep_dims=True) + self.eps)
         standard = centred * scale
         d_standard = d_rows * weight
         projected = d_standard.mean(-1, keep_dims=True) + standard * (d_standard * standard).mean(-1, keep_dims=True)
@@ -81,12 +83,12 @@ class _CpuNorm(_FusedNorm):
 class Attention(nn.Cell):
     """Multi-head self-attention, (N, T, D) -> (N, T, D)."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, dtype: ms.Type) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dtype = num_heads, dtype
         self.scale = (dim // num_heads) ** -0.5
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, dtype)
+        self.proj = Linear(dim, dim, dtype)
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(axis=-1)
@@ -96,17 +98,19 @@ class Attention(nn.Cell):
         images, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, dim // self.num_heads).transpose(2, 0, 3, 1, 4)
         q, k, v = self.unstack(qkv)  # each (N, heads, T, D / heads)
-        attention = self.softmax(self.scores(q * self.scale, k))  # (N, heads, T, T)
+        attention = self.softmax(self.scores(q * self.scale, k).astype(ms.float32)).astype(
+            self.dtype
+        )  # (N, heads, T, T)
         return self.proj(self.mix(attention, v).transpose(0, 2, 1, 3).reshape(images, tokens, dim))
 
 
 class Mlp(nn.Cell):
     """Two linear layers around a GELU."""
 
-    def __init__(self, dim: int, hidden: int, gelu: str) -> None:
+    def __init__(self, dim: int, hidden: int, gelu: str, dtype: ms.Type) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden, dtype)
+        self.fc2 = Linear(hidden, dim, dtype)
         self.act: Callable = _tanh_gelu if gelu == "tanh" else _exact_gelu
 
     def construct(self, x: Tensor) -> Tensor:
@@ -136,25 +140,37 @@ class DropPath(nn.Cell):
 
 
 class Block(nn.Cell):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; between blocks tokens are float32."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, gelu: str, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, config: ModelConfig, dtype: ms.Type, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(dim)
-        self.attn = Attention(dim, num_heads)
-        self.norm2 = LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), gelu)
+        self.norm1 = LayerNorm(dim, config.layer_norm_eps)
+        self.attn = Attention(dim, num_heads, dtype)
+        self.norm2 = LayerNorm(dim, config.layer_norm_eps)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.gelu, dtype)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def construct(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(self.norm1(x)).astype(ms.float32))
+        return x + self.drop_path(self.mlp(self.norm2(x)).astype(ms.float32))
 
 
-def blocks(depth: int, dim: int, num_heads: int, config: ModelConfig, drop_path: float = 0.0) -> nn.CellList:
+def blocks(
+    depth: int,
+    dim: int,
+    num_heads: int,
+    config: ModelConfig,
+    *,
+    dtype: ms.Type,
+    recompute: bool,
+    drop_path: float = 0.0,
+) -> nn.CellList:
     """A stack of blocks; stochastic depth rises linearly from 0 at the first to `drop_path` at the last."""
-    rates = np.linspace(0, drop_path, depth)
-    return nn.CellList([Block(dim, num_heads, config.mlp_ratio, config.gelu, float(rate)) for rate in rates])
+    stack = [Block(dim, num_heads, config, dtype, float(rate)) for rate in np.linspace(0, drop_path, depth)]
+    if recompute:
+        for block in stack:
+            block.recompute()
+    return nn.CellList(stack)
 
 
 class _Projection(nn.Cell):
@@ -177,9 +193,9 @@ class PatchEmbed(nn.Cell):
     A matrix product on cut patches equals the stride-p convolution and can run on the visible patches alone.
     """
 
-    def __init__(self, patch_size: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, embed_dim: int, dtype: ms.Type) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
+        self.embed_dim, self.dtype = embed_dim, dtype
         self.patch_values = 3 * patch_size * patch_size
         self.proj = _Projection(patch_size, embed_dim)
         self.matmul = ops.MatMul(transpose_b=True)
@@ -187,8 +203,8 @@ class PatchEmbed(nn.Cell):
 
     def construct(self, patches: Tensor) -> Tensor:
         weight = self.proj.weight.transpose(0, 2, 3, 1).reshape(self.embed_dim, self.patch_values)
-        rows = self.matmul(patches.reshape(-1, self.patch_values), weight)
-        return self.add(rows, self.proj.bias).reshape(patches.shape[:-1] + (self.embed_dim,))
+        rows = self.matmul(patches.astype(self.dtype).reshape(-1, self.patch_values), weight.astype(self.dtype))
+        return self.add(rows, self.proj.bias.astype(self.dtype)).reshape(patches.shape[:-1] + (self.embed_dim,))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -205,23 +221,31 @@ class Encoder(nn.Cell):
     The MAE and the classifier inherit from it, so that their parameters keep upstream's unprefixed names.
     """
 
-    def __init__(self, config: ModelConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, *, drop_path: float = 0.0) -> None:
         super().__init__()
-        side = config.image_size // config.patch_size
+        dtype = compute_dtype(compute)
         self.config = config
         self.patch_size = config.patch_size
         self.embed_dim = config.embed_dim
-        self.patches = side * side
+        self.patches = config.grid[0] * config.grid[1]
         self.cls_token = Parameter(initializer(Normal(0.02), (1, 1, config.embed_dim), ms.float32), name="cls_token")
         self.pos_embed = Parameter(
-            Tensor(sincos_2d(config.embed_dim, (side, side))), name="pos_embed", requires_grad=False
+            Tensor(sincos_2d(config.embed_dim, config.grid)), name="pos_embed", requires_grad=False
         )
-        self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
-        self.blocks = blocks(config.depth, config.embed_dim, config.num_heads, config, drop_path)
+        self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim, dtype)
+        self.blocks = blocks(
+            config.depth,
+            config.embed_dim,
+            config.num_heads,
+            config,
+            dtype=dtype,
+            recompute=compute.recompute,
+            drop_path=drop_path,
+        )
 
     def transform(self, patches: Tensor, positions: Tensor) -> Tensor:
         """Patches (N, T, p*p*3) at position embeddings (N or 1, T, D) -> tokens (N, 1 + T, D) after the last block."""
-        x = self.patch_embed(patches) + positions
+        x = self.patch_embed(patches).astype(ms.float32) + positions
         cls_token = self.cls_token + self.pos_embed[:, :1]
         x = ops.concat((ops.broadcast_to(cls_token, (x.shape[0], 1, self.embed_dim)), x), 1)
         for block in self.blocks:
@@ -233,16 +257,70 @@ class Encoder(nn.Cell):
         return self.transform(patchify(images, self.patch_size), self.pos_embed[:, 1:])
 
 
-class VisionTransformer(Encoder):
-    """Classifier on the encoder: mean of the patch tokens, `fc_norm`, linear head (upstream's `global_pool`)."""
+class BatchNorm(nn.Cell):
+    """Batch normalisation of features (N, D) without scale and shift, under torch's names (upstream's linear probe)."""
 
-    def __init__(self, config: ModelConfig, num_classes: int, *, drop_path: float = 0.0) -> None:
-        super().__init__(config, drop_path=drop_path)
-        self.fc_norm = LayerNorm(config.embed_dim)
-        self.head = Linear(config.embed_dim, num_classes)
-        self.head.weight.set_data(initializer(TruncatedNormal(2e-5), self.head.weight.shape, ms.float32))
+    def __init__(self, dim: int, eps: float = 1e-6, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.running_mean = Parameter(Tensor(np.zeros(dim, np.float32)), name="running_mean", requires_grad=False)
+        self.running_var = Parameter(Tensor(np.ones(dim, np.float32)), name="running_var", requires_grad=False)
+        self.num_batches_tracked = Parameter(Tensor(0, ms.int64), name="num_batches_tracked", requires_grad=False)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return (x - self.running_mean) / ops.sqrt(self.running_var + self.eps)
+        mean = x.mean(0)
+        centred = x - mean
+        variance = ops.square(centred).mean(0)
+        unbiased = variance * (x.shape[0] / (x.shape[0] - 1))  # of the running variance only, as torch keeps it
+        y = centred / ops.sqrt(variance + self.eps)
+        y = ops.depend(y, ops.assign_add(self.running_mean, self.momentum * (mean - self.running_mean)))
+        y = ops.depend(y, ops.assign_add(self.running_var, self.momentum * (unbiased - self.running_var)))
+        return ops.depend(y, ops.assign_add(self.num_batches_tracked, Tensor(1, ms.int64)))
+
+
+class VisionTransformer(Encoder):
+    """Classifier on the encoder. Unlike the MAE's, its position embedding is trained (upstream's fine-tuning).
+
+    `config.pool` mean: the mean of the patch tokens through `fc_norm`; cls: the cls token after `norm`, as in timm's
+    and Hugging Face's ViT. Without classes there is no head: features only.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        *,
+        drop_path: float = 0.0,
+        compute: ComputeConfig = DEFAULT_COMPUTE,
+    ) -> None:
+        super().__init__(config, compute, drop_path=drop_path)
+        self.pos_embed.requires_grad = True
+        self.mean = config.pool == "mean"
+        if self.mean:
+            self.fc_norm = LayerNorm(config.embed_dim, config.layer_norm_eps)
+        else:
+            self.norm = LayerNorm(config.embed_dim, config.layer_norm_eps)
+        if not num_classes:
+            self.head = nn.Identity()
+            return
+        linear = Linear(config.embed_dim, num_classes, compute_dtype(compute))
+        batch_norm = config.head == "batch_norm"
+        linear.weight.set_data(initializer(TruncatedNormal(0.01 if batch_norm else 2e-5), linear.weight.shape))
+        self.head = nn.SequentialCell(BatchNorm(config.embed_dim), linear) if batch_norm else linear
 
     def construct(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float32, normalised -> logits (N, classes)."""
+        """Images (N, 3, H, W) float32, normalised -> logits (N, classes) float32."""
+        return self.head(self.features(images)).astype(ms.float32)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> what the head sees, (N, D)."""
         tokens = self.transform_all(images)
-        return self.head(self.fc_norm(tokens[:, 1:].mean(1)))
+        if self.mean:
+            return self.fc_norm(tokens[:, 1:].mean(1))
+        return self.norm(tokens[:, :1].reshape(tokens.shape[0], -1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokens (N, 1 + L, D) of whole images after the final norm; only where `config.pool` is cls."""
+        return self.norm(self.transform_all(images))

@@ -7,13 +7,13 @@ import pytest
 from mindspore.mindrecord import FileReader
 from PIL import Image
 
-from datasets.batches import epoch_order, ordered_batches, resized_side, steps_per_epoch, train_batches
+from datasets.batches import epoch_order, ordered_batches, resized, steps_per_epoch, train_batches
 from datasets.records import load_index
 from datasets.shard import shard
 from datasets.stage import InputError
 from datasets.validate import validate
 
-TRAIN = {"image_size": 16, "crop_scale": 0.2, "seed": 1, "workers": 1}
+TRAIN = {"image_shape": (16, 16), "crop_scale": 0.2, "seed": 1, "workers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,10 @@ def test_evaluation_sees_every_image_once_with_pillows_pixels(records, crop_pct)
         reader = FileReader(str(records / part.file))
         stored.update({record["row"]: record for record in reader.get_next()})
         reader.close()
-    batches = list(ordered_batches(records, "val", image_size=16, crop_pct=crop_pct, batch_size=5, workers=1))
+    batches = list(ordered_batches(records, "val", image_shape=(16, 16), crop_pct=crop_pct, batch_size=5, workers=1))
     assert [len(b.rows) for b in batches] == [5, 5, 3]
     assert sorted(np.concatenate([b.rows for b in batches])) == sorted(stored)
-    side = resized_side(16, crop_pct)
+    side = resized((16, 16), crop_pct)
     for batch in batches:
         for image, label, row in zip(*batch, strict=True):
             source = Image.open(io.BytesIO(stored[row]["image"])).convert("RGB")
