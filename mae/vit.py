@@ -7,7 +7,6 @@ layers are (out, in). N images, L patches, D channels, T tokens.
 from __future__ import annotations
 
 import math
-from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -29,12 +28,30 @@ class Linear(nn.Cell):
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
         self.weight = Parameter(initializer(XavierUniform(), (out_features, in_features), ms.float32), name="weight")
         self.bias = Parameter(initializer("zeros", (out_features,), ms.float32), name="bias")
-        self.matmul = ops.MatMul(transpose_b=True)
-        self.add = ops.BiasAdd()
+        self.affine = Affine()
 
     def construct(self, x: Tensor) -> Tensor:
-        rows = self.matmul(x.astype(self.dtype).reshape(-1, self.in_features), self.weight.astype(self.dtype))
-        return self.add(rows, self.bias.astype(self.dtype)).reshape(x.shape[:-1] + (self.out_features,))
+        rows = x.astype(self.dtype).reshape(-1, self.in_features)
+        y = self.affine(rows, self.weight.astype(self.dtype), self.bias.astype(self.dtype))
+        return y.reshape(x.shape[:-1] + (self.out_features,))
+
+
+class Affine(nn.Cell):
+    """(R, in), (out, in), (out,) -> (R, out). The bias's gradient is a product with ones: the CPU's sum is serial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.add = ops.BiasAdd()
+        self.matmul_to_rows = ops.MatMul()
+        self.matmul_to_weight = ops.MatMul(transpose_a=True)
+
+    def construct(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.add(self.matmul(rows, weight), bias)
+
+    def bprop(self, rows: Tensor, weight: Tensor, _bias: Tensor, _out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        d_bias = self.matmul_to_rows(ops.ones((1, rows.shape[0]), dout.dtype), dout).reshape(-1)
+        return self.matmul_to_rows(dout, weight), self.matmul_to_weight(dout, rows), d_bias
 
 
 class LayerNorm(nn.Cell):
@@ -85,23 +102,49 @@ class Attention(nn.Cell):
 
     def __init__(self, dim: int, num_heads: int, dtype: ms.Type) -> None:
         super().__init__()
-        self.num_heads, self.dtype = num_heads, dtype
+        self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = Linear(dim, 3 * dim, dtype)
         self.proj = Linear(dim, dim, dtype)
-        self.scores = ops.BatchMatMul(transpose_b=True)
-        self.mix = ops.BatchMatMul()
-        self.softmax = ops.Softmax(axis=-1)
+        self.mix = Mix(dtype)
         self.unstack = ops.Unstack(axis=0)  # indexing with [0], [1], [2] is 60 times slower on the CPU
 
     def construct(self, x: Tensor) -> Tensor:
         images, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(images, tokens, 3, self.num_heads, dim // self.num_heads).transpose(2, 0, 3, 1, 4)
         q, k, v = self.unstack(qkv)  # each (N, heads, T, D / heads)
-        attention = self.softmax(self.scores(q * self.scale, k).astype(ms.float32)).astype(
-            self.dtype
-        )  # (N, heads, T, T)
-        return self.proj(self.mix(attention, v).transpose(0, 2, 1, 3).reshape(images, tokens, dim))
+        mixed, _ = self.mix(q * self.scale, k, v)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(images, tokens, dim))
+
+
+class Mix(nn.Cell):
+    """softmax(q k^T) v and the softmax itself, float32 inside; q, k and v are (N, heads, T, D / heads) of `dtype`.
+
+    The gradient of the softmax needs each row's sum of p * dp, which equals that of out * dout (Dao et al. 2022, B.4):
+    D / heads values instead of T.
+    """
+
+    def __init__(self, dtype: ms.Type) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.softmax = ops.Softmax(axis=-1)
+        self.matmul = ops.BatchMatMul()
+        self.matmul_a = ops.BatchMatMul(transpose_a=True)
+        self.matmul_b = ops.BatchMatMul(transpose_b=True)
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        p = self.softmax(self.matmul_b(q, k).astype(ms.float32)).astype(self.dtype)  # (N, heads, T, T)
+        return self.matmul(p, v), p
+
+    def bprop(
+        self, q: Tensor, k: Tensor, v: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, ...]:
+        (mixed, p), d_mixed = out, dout[0]
+        d_p = self.matmul_b(d_mixed, v).astype(ms.float32)
+        # a mean times its count: the CPU's sum is 50 times slower
+        row = (mixed.astype(ms.float32) * d_mixed.astype(ms.float32)).mean(-1, keep_dims=True) * v.shape[-1]
+        d_scores = (p.astype(ms.float32) * (d_p - row)).astype(self.dtype)
+        return self.matmul(d_scores, k), self.matmul_a(d_scores, q), self.matmul_a(p, d_mixed)
 
 
 class Mlp(nn.Cell):
@@ -111,18 +154,40 @@ class Mlp(nn.Cell):
         super().__init__()
         self.fc1 = Linear(dim, hidden, dtype)
         self.fc2 = Linear(hidden, dim, dtype)
-        self.act: Callable = _tanh_gelu if gelu == "tanh" else _exact_gelu
+        self.act: nn.Cell = TanhGelu() if gelu == "tanh" else Gelu()
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        y, _ = self.act(self.fc1(x))
+        return self.fc2(y)
 
 
-def _exact_gelu(x: Tensor) -> Tensor:
-    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+class Gelu(nn.Cell):
+    """x * phi(x) and phi(x), the normal distribution function (Hendrycks & Gimpel 2016).
+
+    phi is handed to the gradient; the erf in it is the slowest kernel of a step on the CPU.
+    """
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        phi = 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
+        return x * phi, phi
+
+    def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        density = ops.exp(ops.square(x) * -0.5) * (1 / math.sqrt(2 * math.pi))
+        return (dout[0] * (out[1] + x * density),)
 
 
-def _tanh_gelu(x: Tensor) -> Tensor:
-    return 0.5 * x * (1.0 + ops.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+class TanhGelu(nn.Cell):
+    """The same with phi(x) approximated by (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2."""
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        slope = math.sqrt(2 / math.pi)
+        phi = 0.5 + 0.5 * ops.tanh(x * (slope + (slope * 0.044715) * ops.square(x)))
+        return x * phi, phi
+
+    def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]) -> tuple[Tensor]:
+        slope, phi = math.sqrt(2 / math.pi), out[1]
+        d_phi = (phi - ops.square(phi)) * (2 * slope + (6 * slope * 0.044715) * ops.square(x))
+        return (dout[0] * (phi + x * d_phi),)
 
 
 class DropPath(nn.Cell):
@@ -198,13 +263,13 @@ class PatchEmbed(nn.Cell):
         self.embed_dim, self.dtype = embed_dim, dtype
         self.patch_values = 3 * patch_size * patch_size
         self.proj = _Projection(patch_size, embed_dim)
-        self.matmul = ops.MatMul(transpose_b=True)
-        self.add = ops.BiasAdd()
+        self.affine = Affine()
 
     def construct(self, patches: Tensor) -> Tensor:
         weight = self.proj.weight.transpose(0, 2, 3, 1).reshape(self.embed_dim, self.patch_values)
-        rows = self.matmul(patches.astype(self.dtype).reshape(-1, self.patch_values), weight.astype(self.dtype))
-        return self.add(rows, self.proj.bias.astype(self.dtype)).reshape(patches.shape[:-1] + (self.embed_dim,))
+        rows = patches.astype(self.dtype).reshape(-1, self.patch_values)
+        y = self.affine(rows, weight.astype(self.dtype), self.proj.bias.astype(self.dtype))
+        return y.reshape(patches.shape[:-1] + (self.embed_dim,))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

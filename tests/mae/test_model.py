@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from mae.config import ModelConfig
+from mae.config import ComputeConfig, ModelConfig
 from mae.device import setup
 from mae.masking import ids_from_noise
 from mae.model import MaskedAutoencoder
-from mae.vit import VisionTransformer, patchify
+from mae.vit import BatchNorm, VisionTransformer, patchify
 
 SMALL = ModelConfig(
     image_size=12,
@@ -214,3 +214,55 @@ def test_parameters_have_upstream_names():
         "decoder_pred.weight": (48, 8),
         "decoder_pred.bias": (48,),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "compute", "tolerance"),
+    [
+        ("recomputed blocks", ComputeConfig(recompute=True), 0),
+        ("float16", ComputeConfig(dtype="float16"), 2e-3),
+        ("float16, decoder in float32", ComputeConfig(dtype="float16", decoder_float32=True), 2e-3),
+    ],
+)
+def test_compute_options_change_little_or_nothing(name, compute, tolerance):
+    """Against float32: the loss, relative, and each gradient, relative to the largest of its parameter."""
+    found = []
+    for options in (ComputeConfig(), compute):
+        ms.set_seed(0)
+        np.random.seed(0)
+        model = MaskedAutoencoder(SMALL, compute=options)
+        gradients = ms.value_and_grad(model, None, model.trainable_params())
+        found.append(gradients(*map(Tensor, inputs(model))))
+    (loss, expected), (other_loss, other) = found
+    assert float(other_loss.asnumpy()) == pytest.approx(float(loss.asnumpy()), rel=tolerance), name
+    for a, b in zip(expected, other, strict=True):
+        assert b.dtype == ms.float32
+        np.testing.assert_allclose(b.asnumpy(), a.asnumpy(), atol=20 * tolerance * float(abs(a).max().asnumpy()))
+    same = float(other_loss.asnumpy()) == float(loss.asnumpy())
+    assert same == (tolerance == 0)  # half precision must be in use
+
+
+def test_non_square_grid_equals_numpy():
+    model = MaskedAutoencoder(SMALL.model_copy(update={"image_size": (8, 20)}))
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((2, 3, 8, 20)).astype(np.float32)
+    ids_keep, ids_restore = ids_from_noise(rng.random((2, model.patches)), 0.6)
+    loss, _, _ = numpy_mae(model, images, ids_keep, ids_restore, exact_gelu)
+    assert float(model(Tensor(images), Tensor(ids_keep), Tensor(ids_restore)).asnumpy()) == pytest.approx(
+        loss, rel=1e-5
+    )
+
+
+def test_batch_norm_head_trains_and_remembers_as_torch_documents():
+    """torch.nn.BatchNorm1d: biased variance in the batch, unbiased in the running one, momentum 0.1."""
+    norm = BatchNorm(3)
+    x = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
+    norm.set_train(True)
+    y = norm(Tensor(x)).asnumpy()
+    np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6), atol=1e-5)
+    np.testing.assert_allclose(norm.running_mean.asnumpy(), 0.1 * x.mean(0), atol=1e-6)
+    np.testing.assert_allclose(norm.running_var.asnumpy(), 0.9 + 0.1 * x.var(0, ddof=1), atol=1e-6)
+    assert int(norm.num_batches_tracked.asnumpy()) == 1
+    norm.set_train(False)
+    expected = (x - norm.running_mean.asnumpy()) / np.sqrt(norm.running_var.asnumpy() + 1e-6)
+    np.testing.assert_allclose(norm(Tensor(x)).asnumpy(), expected, atol=1e-5)
