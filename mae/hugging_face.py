@@ -76,6 +76,8 @@ def told_by(config: Mapping[str, Any], where: object) -> Told:
     fields.update(patch_size=patch, gelu=_GELU[values["hidden_act"]])
     if config["model_type"] == "vit_mae":
         fields.update({ours: values[theirs] for ours, theirs in _DECODER_FIELDS.items()})
+    else:
+        fields["pool"] = "cls"
     labels = config.get("id2label")
     classes = [str(labels[key]) for key in sorted(labels, key=int)] if labels else None
     if classes == [f"LABEL_{number}" for number in range(len(classes or []))]:

@@ -87,7 +87,7 @@ def detect(names: Mapping[str, object]) -> Layout:
 
 
 def to_ours(weights: Mapping[str, np.ndarray], layout: Layout) -> Weights:
-    """Rename a file's tensors; q, k and v are stacked to one (3 D, D) matrix, transposed ones turned (no copy)."""
+    """Rename a file's tensors; q, k and v are stacked to one (3 D, D) matrix, transposed ones turned."""
     if layout == "upstream":
         return dict(weights)
     rename = _from_hugging_face if layout == "hugging_face" else _from_mindformers
@@ -96,7 +96,9 @@ def to_ours(weights: Mapping[str, np.ndarray], layout: Layout) -> Weights:
     if len(found) < len(origins):  # two spellings of one weight: which is meant cannot be known
         return dict(weights)
     if layout == "mindformers":
-        found = {name: value.T if name.endswith(_MF_TRANSPOSED) else value for name, value in found.items()}
+        for name in found:
+            if name.endswith(_MF_TRANSPOSED):
+                found[name] = np.ascontiguousarray(found[name].T)
     return _stack_qkv(found)
 
 

@@ -38,8 +38,11 @@ def interpolate(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:
-    """Matrix (new, old) that resamples a line of `old` samples at the centres of `new` cells."""
-    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    """Matrix (new, old) that resamples a line of `old` samples at the centres of `new` cells.
+
+    Positions are float32, as torch has them: in float64 they would differ by more than the products do.
+    """
+    centres = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
     left = np.floor(centres).astype(int)
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
