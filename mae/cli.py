@@ -134,11 +134,15 @@ def evaluate(
     workspace: Workspace = WORKSPACE,
 ) -> None:
     """Measure a checkpoint by a protocol."""
-    from mae.checkpoint import model_file
+    from mae.checkpoint import model_file, run_directory
     from mae.config import load_config
     from mae.evaluate import evaluate as run
 
-    source = config if config is not None else model_file(checkpoint).parents[2] / "config.yaml"
+    own = run_directory(model_file(checkpoint))
+    if config is None and own is None:
+        todo = "name a job config: --config"
+        raise InputError(checkpoint, expected="a checkpoint of a run", found="a file elsewhere", todo=todo)
+    source = config if config is not None else Path(str(own), "config.yaml")
     settings = load_config(source, overrides or [])
     records = _records(data, workspace)
     _show(run(checkpoint, records, protocol=protocol, config=settings, workspace=workspace, out=out))

@@ -6,8 +6,10 @@ tensors is `argparse.Namespace`, in which upstream keeps its arguments.
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import uuid
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +70,7 @@ def write_file(path: Path, weights: Mapping[str, np.ndarray], card: ModelCard) -
         InputError: no such format, or a torch file without torch.
     """
     text = card.model_dump_json()
-    whole = {name: np.array(value, order="C", ndmin=0) for name, value in weights.items()}
+    whole = {name: np.asarray(value, order="C") for name, value in weights.items()}
     if path.suffix == SAFETENSORS:
         atomic_write(path, save(whole, metadata={CARD: text, "format": "pt"}))
     elif path.suffix in TORCH:
@@ -161,8 +163,6 @@ def _read_mindspore(path: Path) -> WeightFile:
 
 
 def _write_torch(path: Path, weights: Mapping[str, np.ndarray], card: str) -> None:
-    import io
-
     torch = _torch(path)
     content = io.BytesIO()
     torch.save({"model": {name: torch.from_numpy(value) for name, value in weights.items()}, CARD: card}, content)
@@ -173,7 +173,9 @@ def _write_mindspore(path: Path, weights: Mapping[str, np.ndarray], card: str) -
     import mindspore as ms
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{MINDSPORE}")  # MindSpore insists on the suffix
+    partial = path.with_name(
+        f"{path.name}.partial-{uuid.uuid4().hex[:8]}{MINDSPORE}"
+    )  # MindSpore insists on the suffix
     try:
         entries = [{"name": name, "data": ms.Tensor(value)} for name, value in weights.items()]
         ms.save_checkpoint(entries, str(partial), append_dict={CARD: card})

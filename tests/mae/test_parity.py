@@ -70,7 +70,7 @@ def worst(found: np.ndarray, expected: np.ndarray) -> float:
         ("ViT-B/16", {**LARGE, **B16}),
     ],
 )
-def test_mae_forward_and_gradients(tmp_path, record_property, name, config, norm_pix_loss):
+def test_mae_forward_and_gradients(tmp_path, name, config, norm_pix_loss):
     model = hf_mae(**config, norm_pix_loss=norm_pix_loss)
     ours = load_mae(saved(model, tmp_path / "hf"))
     assert ours.config.norm_pix_loss is norm_pix_loss
@@ -88,12 +88,8 @@ def test_mae_forward_and_gradients(tmp_path, record_property, name, config, norm
     expected = gradients_by_our_names(model, tmp_path)
     errors = {}
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        reference = expected.pop(parameter.name)
-        errors[parameter.name] = relative(gradient.asnumpy(), reference, expected_scale=reference)
+        errors[parameter.name] = relative(gradient.asnumpy(), expected.pop(parameter.name))
     assert set(expected) == {"pos_embed", "decoder_pos_embed"}
-    record_property("loss", abs(float(found_loss) / loss.item() - 1))
-    record_property("prediction", worst(found_pred.asnumpy(), pred.detach().numpy()))
-    record_property("gradient", max(errors.values()))
     print(
         f"{name}, norm_pix {norm_pix_loss}: loss {abs(float(found_loss) / loss.item() - 1):.1e}, prediction "
         f"{worst(found_pred.asnumpy(), pred.detach().numpy()):.1e}, gradient {max(errors.items(), key=lambda e: e[1])}"
@@ -101,9 +97,9 @@ def test_mae_forward_and_gradients(tmp_path, record_property, name, config, norm
     assert max(errors.values()) < GRADIENT, sorted(errors.items(), key=lambda e: -e[1])[:5]
 
 
-def relative(found: np.ndarray, reference: np.ndarray, expected_scale: np.ndarray) -> float:
-    """Relative L2 distance. The keys' bias shifts all scores of a query alike: its third of qkv has gradient zero."""
-    return float(np.linalg.norm(found - reference) / np.linalg.norm(expected_scale))
+def relative(found: np.ndarray, reference: np.ndarray) -> float:
+    """Relative L2 distance."""
+    return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
 
 
 def gradients_by_our_names(model, folder) -> dict[str, np.ndarray]:
@@ -205,13 +201,10 @@ def test_at_another_size_as_transformers_interpolates(tmp_path):
     with torch.no_grad():
         expected = model(torch.from_numpy(pixels), interpolate_pos_encoding=True).logits.numpy()
     assert worst(ours(Tensor(pixels)).asnumpy(), expected) < LOGITS
-    with torch.no_grad():  # and the interpolation matters
-        other = load_classifier(tmp_path / "hf")
-    assert other.pos_embed.shape != ours.pos_embed.shape
 
 
 def test_a_wrong_epsilon_would_be_seen(tmp_path):
-    """The tolerances above are tight enough to tell 1e-12 from 1e-2; small ones drown at these scales."""
+    """The predictions above depend on the epsilon that config.json tells."""
     model = hf_mae(layer_norm_eps=1e-2)
     loaded = read(saved(model, tmp_path / "hf"))
     wrong = MaskedAutoencoder(ModelConfig(**{**loaded.card.model.model_dump(), "layer_norm_eps": 1e-6}))
