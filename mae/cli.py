@@ -134,11 +134,15 @@ def evaluate(
     workspace: Workspace = WORKSPACE,
 ) -> None:
     """Measure a checkpoint by a protocol."""
-    from mae.checkpoint import model_file
+    from mae.checkpoint import model_file, run_directory
     from mae.config import load_config
     from mae.evaluate import evaluate as run
 
-    source = config if config is not None else model_file(checkpoint).parents[2] / "config.yaml"
+    own = run_directory(model_file(checkpoint))
+    if config is None and own is None:
+        todo = "name a job config: --config"
+        raise InputError(checkpoint, expected="a checkpoint of a run", found="a file elsewhere", todo=todo)
+    source = config if config is not None else Path(str(own), "config.yaml")
     settings = load_config(source, overrides or [])
     records = _records(data, workspace)
     _show(run(checkpoint, records, protocol=protocol, config=settings, workspace=workspace, out=out))
@@ -156,6 +160,28 @@ def predict(
     from mae.predict import predict as run
 
     _show(run(checkpoint, images, out, seed=seed, target=target))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, Hugging Face folder, checkpoint or run")],
+    destination: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, or a Hugging Face folder")],
+    layout: Annotated[Optional[str], typer.Option(help="names in a file: upstream or hugging_face")] = None,
+    settings: Annotated[
+        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="what the source cannot tell: num_heads=6")
+    ] = None,
+    random_decoder: Annotated[
+        bool, typer.Option("--random-decoder", help="make an encoder a MAE, its decoder untrained")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what stands at DESTINATION")] = False,
+) -> None:
+    """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
+    from mae.config import parse_overrides
+    from mae.convert import convert as run
+
+    told = parse_overrides(settings or [])
+    options = {"random_decoder": random_decoder, "overwrite": overwrite}
+    _show(run(source, destination, layout=layout, settings=told, **options))
 
 
 @app.command()

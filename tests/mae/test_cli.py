@@ -74,10 +74,12 @@ def test_rank_tables(tmp_path):
         ("missing folder", ["data", "validate", "nowhere", "--out", "x"], 1, "nowhere"),
         ("missing config", ["train", "nowhere.yaml"], 1, "nowhere.yaml: expected a YAML job config"),
         ("unknown protocol", ["evaluate", "x", "--data", "y"], 2, "--protocol"),
+        ("no config", ["evaluate", "vit.pth", "--data", "y", "--protocol", "knn"], 1, "--config"),
         ("missing run", ["report", "nowhere"], 1, "nowhere"),
     ],
 )
 def test_errors_are_one_line_and_have_an_exit_code(tmp_path, name, arguments, code, message):
+    (tmp_path / "vit.pth").touch()
     process = mae(*arguments, cwd=tmp_path)
     assert process.returncode == code, name
     assert message in process.stdout + process.stderr
@@ -86,9 +88,9 @@ def test_errors_are_one_line_and_have_an_exit_code(tmp_path, name, arguments, co
 
 def test_help_lists_what_exists_and_nothing_else(tmp_path):
     text = mae("--help", cwd=tmp_path).stdout
-    for command in ("sample-data", "data", "rank-table", "train", "evaluate", "predict", "report"):
+    for command in ("sample-data", "data", "rank-table", "train", "evaluate", "predict", "convert", "report"):
         assert command in text
-    for later in ("convert", "plan", "doctor", "unpack"):
+    for later in ("plan", "doctor", "unpack"):
         assert later not in text
 
 
