@@ -23,19 +23,45 @@ from datasets.stage import InputError, atomic_directory, file_digest, write_json
 from .config import ModelConfig
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FOLDER_FILES = (MODEL, "pytorch_model.bin")  # the second in older Hugging Face folders
 
 logger = logging.getLogger(__name__)
 
 
+class Conversion(BaseModel):
+    """Where converted weights come from and what happened to them on the way."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str  # file name
+    sha256: str
+    layout: str
+    settings: dict[str, Any] = {}  # what the caller told
+    assumed: list[str] = []  # what neither the file nor the caller said
+    changed: list[str] = []  # tensors with other values or types than in the file
+    dropped: list[str] = []  # what the file holds besides
+    earlier: Optional[Conversion] = None  # that the source had gone through itself
+
+
 class ModelCard(BaseModel):
-    """What a model file says of itself, in the header of the safetensors file."""
+    """What a model file says of itself, in the header of the safetensors file.
+
+    An encoder is a vision transformer up to its final norm, without decoder and head.
+    """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    kind: Literal["mae", "classifier"]
+    kind: Literal["mae", "classifier", "encoder"]
     model: ModelConfig
-    classes: Optional[list[str]] = None  # of a classifier, in label order
+    classes: Optional[list[str]] = None  # of a classifier, in label order; none where the file names none
     mask_ratio: Optional[float] = None  # of a MAE
+    decoder: Optional[Literal["random"]] = None  # of a MAE: not trained, put on an encoder
+    conversion: Optional[Conversion] = None  # none: trained here
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, or their numbers where nobody named them."""
+        return self.classes or [str(number) for number in range(self.model.num_classes or 0)]
 
 
 class State(BaseModel):
@@ -107,20 +133,28 @@ def load_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def model_file(path: Path) -> Path:
-    """The model file that a user means: the file itself, a checkpoint directory, or a run with checkpoints.
+    """The model file that a user means: the file itself, a checkpoint directory, a Hugging Face folder, or a run with
+    checkpoints.
 
     Raises:
         InputError: there is none.
     """
     if path.is_file():
         return path
-    if (path / MODEL).is_file():
-        return path / MODEL
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
     found = newest(path / "checkpoints")
     if found is None:
         todo = "give a model.safetensors, a checkpoint directory or a run directory"
         raise InputError(path, expected="a checkpoint", found="none", todo=todo)
     return found / MODEL
+
+
+def run_directory(path: Path) -> Path | None:
+    """The run that a model file belongs to, if any: runs/<run>/checkpoints/<step>/model.safetensors."""
+    parents = path.resolve().parents
+    return parents[2] if len(parents) > 2 and parents[1].name == "checkpoints" else None
 
 
 def _card_json(path: Path) -> Any:

@@ -171,6 +171,28 @@ def export(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, Hugging Face folder, checkpoint or run")],
+    destination: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, or a Hugging Face folder")],
+    layout: Annotated[Optional[str], typer.Option(help="names in a file: upstream or hugging_face")] = None,
+    settings: Annotated[
+        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="what the source cannot tell: num_heads=6")
+    ] = None,
+    random_decoder: Annotated[
+        bool, typer.Option("--random-decoder", help="make an encoder a MAE, its decoder untrained")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what stands at DESTINATION")] = False,
+) -> None:
+    """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
+    from mae.config import parse_overrides
+    from mae.convert import convert as run
+
+    told = parse_overrides(settings or [])
+    options = {"random_decoder": random_decoder, "overwrite": overwrite}
+    _show(run(source, destination, layout=layout, settings=told, **options))
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
     """Write report/index.html from what the run holds."""
     from mae.report import report as write

@@ -24,10 +24,11 @@ from datasets.stage import InputError, PathLike, StageResult, file_digest, write
 
 from . import checkpoint
 from .config import Config, LinearConfig
+from .convert import read
 from .device import setup
 from .features import Features, encoder_features, in_fixed_batches, pixel_features, seeded_mae, split_features
 from .objective import Classify
-from .restore import load_classifier, load_mae
+from .restore import load_classifier, load_encoder
 from .train import train
 
 PROTOCOLS = ("classify", "linear", "knn", "finetune")
@@ -98,7 +99,7 @@ def evaluate(
         "records": index.result(records, reused=True).digest,
         "settings": _settings(protocol, config),
     }
-    directory = Path(out) if out is not None else model.parents[2] / "evaluations"
+    directory = Path(out) if out is not None else _run(model) / "evaluations"
     path = directory / f"{protocol}.json"
     earlier = None if refresh else _earlier(path, inputs)
     if earlier is not None:
@@ -114,6 +115,14 @@ def evaluate(
     for score in results:
         logger.info("%s: %s %.1f %% of %d images", protocol, score.encoder, 100 * score.top1, score.images)
     return Evaluation(path=path, protocol=protocol, results=results)
+
+
+def _run(model: Path) -> Path:
+    run = checkpoint.run_directory(model)
+    if run is None:
+        todo = "say where the result goes: --out"
+        raise InputError(model, expected="a checkpoint of a run", found="a file elsewhere", todo=todo)
+    return run
 
 
 def _settings(protocol: str, config: Config) -> dict[str, Any]:
@@ -160,7 +169,7 @@ def _frozen(
     model: Path, records: Path, config: Config, judge: Callable[[Features, Features], np.ndarray]
 ) -> Iterator[Score]:
     """Judge the pre-trained encoder, the same one at its random initialisation, and raw pixels."""
-    pretrained = load_mae(model)
+    pretrained = load_encoder(model)
     size = pretrained.config
     pool = (config.linear or LinearConfig()).pool
     encoders: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
@@ -218,11 +227,12 @@ def _neighbours_judge(train_set: Features, val_set: Features) -> np.ndarray:
 def _classify(model: Path, records: Path, config: Config) -> Score:
     """Top-1 and top-5 of a classifier on the validation split, every image counted once."""
     classifier = load_classifier(model)
-    classes, expected = checkpoint.load_card(model).classes, load_index(records).classes
-    if classes != expected:
-        raise InputError(
-            model, expected=f"the classes {expected}", found=str(classes), todo="evaluate on the data it was trained on"
-        )
+    card, expected = read(model).card, load_index(records).classes
+    if len(card.labels) != len(expected) or card.classes not in (None, expected):
+        todo = "evaluate on the data it was trained on"
+        raise InputError(model, expected=f"the classes {expected}", found=str(card.labels), todo=todo)
+    if card.classes is None:
+        logger.warning("%s names no classes: taken to be the data's, in their order", model)
     logits = Classify(classifier)
     logits.set_train(False)
     compute = in_fixed_batches(lambda images: logits(Tensor(images)).asnumpy())

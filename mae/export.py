@@ -20,10 +20,11 @@ from mindspore import Tensor, nn
 from datasets.stage import InputError, PathLike, StageResult, file_digest
 
 from . import checkpoint
+from .convert import read
 from .device import setup
 from .objective import IMAGENET_MEAN, IMAGENET_STD
 from .onnx_graph import vit_graph
-from .restore import load_classifier, load_mae
+from .restore import load_classifier, load_encoder
 from .vit import Encoder
 
 MINDIR, ONNX = ".mindir", ".onnx"
@@ -116,9 +117,15 @@ def export(checkpoint_path: PathLike, out: PathLike, *, batch_size: Optional[int
 
 
 def _load(path: Path) -> _Source:
-    card = checkpoint.load_card(path)
-    model: Encoder = load_classifier(path) if card.kind == "classifier" else load_mae(path)
-    graph, output = (model, "logits") if card.kind == "classifier" else (_Tokens(model), "tokens")
+    card = read(path).card
+    model: Encoder
+    graph: nn.Cell
+    if card.kind == "classifier":
+        model = graph = load_classifier(path)
+        output = "logits"
+    else:
+        model = load_encoder(path)
+        graph, output = _Tokens(model), "tokens"
     graph.set_train(False)
     metadata = {
         CARD: card.model_dump_json(),

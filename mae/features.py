@@ -15,6 +15,7 @@ from .config import ModelConfig
 from .device import seed_initialisers
 from .model import MaskedAutoencoder
 from .objective import Normalise, normalise_pixels
+from .vit import VisionTransformer
 
 BATCH = 256
 PIXEL_SIDE = 32
@@ -30,7 +31,7 @@ class Features(NamedTuple):
 class Encode(nn.Cell):
     """uint8 images (N, H, W, 3) -> one feature vector (N, D) each: the cls token, or the mean of the patch tokens."""
 
-    def __init__(self, model: MaskedAutoencoder, pool: str) -> None:
+    def __init__(self, model: MaskedAutoencoder | VisionTransformer, pool: str) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
         self.normalise = Normalise()
@@ -43,7 +44,7 @@ class Encode(nn.Cell):
         return tokens[:, :1].reshape(tokens.shape[0], -1)
 
 
-def encoder_features(model: MaskedAutoencoder, pool: str) -> Callable[[np.ndarray], np.ndarray]:
+def encoder_features(model: MaskedAutoencoder | VisionTransformer, pool: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function uint8 images -> features of an encoder, compiled for one batch size."""
     encode = Encode(model, pool)
     encode.set_train(False)

@@ -1,4 +1,4 @@
-"""Fixed 2-D sin-cos position embedding (He et al. 2022, appendix A; state-dict key `pos_embed`)."""
+"""Position embeddings: the fixed 2-D sin-cos one (He et al. 2022, appendix A), and any one on another grid."""
 
 from __future__ import annotations
 
@@ -19,3 +19,36 @@ def sincos_2d(embed_dim: int, grid: tuple[int, int]) -> np.ndarray:
     angles = [np.outer(axis.ravel(), omega) for axis in (columns, rows)]
     patches = np.concatenate([part for angle in angles for part in (np.sin(angle), np.cos(angle))], axis=1)
     return np.concatenate([np.zeros((1, embed_dim)), patches])[None].astype(np.float32)
+
+
+def interpolate(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Position embedding (1, 1 + old rows * columns, D) on another (rows, columns) grid; the cls row stays.
+
+    Bicubic as torch's `interpolate(mode="bicubic", align_corners=False)` computes it, which upstream and timm use:
+    cubic convolution with A = -0.75, borders repeated, no smoothing where the grid shrinks.
+
+    Returns:
+        (1, 1 + new rows * columns, D) float32.
+    """
+    dim = pos_embed.shape[-1]
+    patches = pos_embed[0, 1:].reshape(*old, dim).astype(np.float64)
+    rows, columns = (_bicubic(*sizes) for sizes in zip(old, new))
+    moved = np.einsum("ij,jkd,lk->ild", rows, patches, columns, optimize=True)
+    return np.concatenate([pos_embed[0, :1], moved.reshape(-1, dim).astype(np.float32)])[None]
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """Matrix (new, old) that resamples a line of `old` samples at the centres of `new` cells."""
+    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    left = np.floor(centres).astype(int)
+    matrix = np.zeros((new, old))
+    for tap in range(-1, 3):
+        distance = np.abs(centres - (left + tap))
+        np.add.at(matrix, (np.arange(new), (left + tap).clip(0, old - 1)), _cubic(distance))
+    return matrix
+
+
+def _cubic(x: np.ndarray, a: float = -0.75) -> np.ndarray:
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x <= 1, near, far)

@@ -1,22 +1,25 @@
-"""Models from checkpoints: what is missing or does not fit is named, nothing is loaded by halves."""
+"""Models from checkpoints of any layout: what is missing or does not fit is named, nothing is loaded by halves."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from datasets.stage import InputError
 
-from . import checkpoint
 from .config import ComputeConfig
+from .convert import Loaded, read
+from .layouts import differences, shapes
 from .model import MaskedAutoencoder
-from .vit import VisionTransformer
+from .vit import DEFAULT_COMPUTE, VisionTransformer
 
-CLASSIFIER_ONLY = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
-MAE_ONLY = ("norm.", "mask_token", "decoder_")
+FRESH = ("fc_norm.", "head.")  # of a classifier on a pre-trained encoder
+
+Settings = Optional[Mapping[str, Any]]
 
 
 def load_parameters(
@@ -28,55 +31,79 @@ def load_parameters(
         InputError: a parameter outside `may_miss` has no weight, a weight has no parameter, or a shape differs.
     """
     parameters = {p.name: p for p in model.get_parameters()}
-    missing = sorted(set(parameters) - set(weights) - set(may_miss))
-    unexpected = sorted(set(weights) - set(parameters))
-    misshapen = [
-        f"{name} {weights[name].shape} instead of {parameters[name].shape}"
-        for name in sorted(set(parameters) & set(weights))
-        if weights[name].shape != tuple(parameters[name].shape)
-    ]
-    faults = [
-        f"{what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshapen))
-        if names
-    ]
+    faults = differences(weights, {name: tuple(p.shape) for name, p in parameters.items()}, may_miss)
     if faults:
         todo = "give a checkpoint of this architecture"
-        raise InputError(source, expected=f"weights of {type(model).__name__}", found="; ".join(faults), todo=todo)
+        raise InputError(source, expected=f"weights of {type(model).__name__}", found=faults, todo=todo)
     for name, parameter in parameters.items():
         if name in weights:
             parameter.set_data(Tensor(weights[name]))
 
 
-def load_mae(path: Path) -> MaskedAutoencoder:
-    """The masked autoencoder in a model file."""
-    card = _card(path, "mae")
-    model = MaskedAutoencoder(card.model)
-    load_parameters(model, checkpoint.load_weights(path), source=path)
+def load_mae(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> MaskedAutoencoder:
+    """The masked autoencoder in a checkpoint; `settings` as of `convert.read`."""
+    loaded = _read(path, settings, ("mae",))
+    model = MaskedAutoencoder(loaded.card.model, compute=compute)
+    load_parameters(model, loaded.weights, source=path)
     return model
 
 
-def load_classifier(path: Path) -> VisionTransformer:
-    """The classifier in a model file."""
-    card = _card(path, "classifier")
-    assert card.classes is not None
-    model = VisionTransformer(card.model, len(card.classes))
-    load_parameters(model, checkpoint.load_weights(path), source=path)
+def load_classifier(
+    path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE
+) -> VisionTransformer:
+    """The classifier in a checkpoint."""
+    loaded = _read(path, settings, ("classifier",))
+    model = VisionTransformer(loaded.card.model, len(loaded.card.labels), compute=compute)
+    load_parameters(model, loaded.weights, source=path)
     return model
 
 
-def classifier_from_mae(path: Path, num_classes: int, *, drop_path: float, compute: ComputeConfig) -> VisionTransformer:
-    """A classifier on a pre-trained encoder, its head fresh: the decoder and the encoder's final norm stay behind."""
-    card = _card(path, "mae")
-    model = VisionTransformer(card.model, num_classes, drop_path=drop_path, compute=compute)
-    weights = {n: w for n, w in checkpoint.load_weights(path).items() if not n.startswith(MAE_ONLY)}
-    load_parameters(model, weights, source=path, may_miss=CLASSIFIER_ONLY)
+def load_encoder(
+    path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE
+) -> Union[MaskedAutoencoder, VisionTransformer]:
+    """What has `encode` (tokens of whole images after the final norm): a MAE itself, an encoder without head."""
+    loaded = _read(path, settings, ("mae", "encoder"))
+    config = loaded.card.model
+    model: Union[MaskedAutoencoder, VisionTransformer]
+    if loaded.card.kind == "mae":
+        model = MaskedAutoencoder(config, compute=compute)
+    else:
+        model = VisionTransformer(config.model_copy(update={"pool": "cls"}), 0, compute=compute)
+    load_parameters(model, loaded.weights, source=path)
     return model
 
 
-def _card(path: Path, kind: str) -> checkpoint.ModelCard:
-    card = checkpoint.load_card(path)
-    if card.kind != kind:
-        todo = "give a checkpoint of the other task" if kind == "classifier" else "give a pre-training checkpoint"
-        raise InputError(path, expected=f"a {kind} checkpoint", found=f"a {card.kind} checkpoint", todo=todo)
-    return card
+def classifier_from_mae(
+    path: Path,
+    num_classes: int,
+    *,
+    drop_path: float,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
+    pool: Literal["mean", "cls"] = "mean",
+    settings: Settings = None,
+) -> VisionTransformer:
+    """A classifier on a pre-trained encoder, of a MAE or alone: its head is fresh, the decoder stays behind.
+
+    With mean pooling the encoder's final norm stays behind too, and a fresh one stands before the head (upstream's
+    fine-tuning); with cls it is kept.
+    """
+    loaded = _read(path, settings, ("mae", "encoder"))
+    config = loaded.card.model.model_copy(update={"pool": pool})
+    model = VisionTransformer(config, num_classes, drop_path=drop_path, compute=compute)
+    names = {p.name for p in model.get_parameters()}
+    encoder = loaded.card.model_copy(update={"kind": "encoder"})
+    weights = {name: loaded.weights[name] for name in shapes(encoder) if name in names}
+    load_parameters(model, weights, source=path, may_miss=[name for name in names if name.startswith(FRESH)])
+    return model
+
+
+def _read(path: Path, settings: Settings, kinds: tuple[str, ...]) -> Loaded:
+    loaded = read(path, settings=settings)
+    kind = loaded.card.kind
+    if kind in kinds:
+        return loaded
+    if kind == "encoder" and "mae" in kinds:
+        todo = "put an untrained decoder on it if that is meant: mae convert SRC DST --random-decoder"
+        raise InputError(path, expected="a mae checkpoint", found="an encoder checkpoint without decoder", todo=todo)
+    todo = "give a checkpoint of the other task" if kinds == ("classifier",) else "give a pre-training checkpoint"
+    raise InputError(path, expected=f"a {' or '.join(kinds)} checkpoint", found=f"a {kind} checkpoint", todo=todo)

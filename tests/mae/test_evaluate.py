@@ -38,7 +38,7 @@ def test_fine_tuning_measures_a_classifier(trained, records, tiny, workspace):
     (run,) = (workspace / "runs").glob("tiny-finetune-*")
     classified = evaluate(run, records, protocol="classify", config=tiny, workspace=workspace)
     assert classified.results == found.results
-    with pytest.raises(InputError, match="expected a mae checkpoint, found a classifier"):
+    with pytest.raises(InputError, match="expected a mae or encoder checkpoint, found a classifier"):
         evaluate(run, records, protocol="linear", config=tiny, workspace=workspace)
 
 
