@@ -163,6 +163,18 @@ def predict(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="model file, checkpoint or run directory")],
+    out: Annotated[Path, typer.Argument(help="file to write, .mindir or .onnx")],
+    batch_size: Annotated[Optional[int], typer.Option(min=1, help="default: any in ONNX, 1 in MindIR")] = None,
+) -> None:
+    """A model for other programs: tokens of a pre-trained encoder, logits of a classifier."""
+    from mae.export import export as run
+
+    _show(run(checkpoint, out, batch_size=batch_size))
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, Hugging Face folder, checkpoint or run")],
     destination: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, or a Hugging Face folder")],

@@ -45,7 +45,9 @@ def main() -> None:
     """Run both and compare."""
     expected, found = losses(sys.argv[1], "float32"), losses(sys.argv[1], "float16")
     for step, loss in expected.items():
-        print(f"step {step:4d}   float32 {loss:.5f}   float16 {found[step]:.5f}   {100 * (found[step] / loss - 1):+.3f} %")
+        print(
+            f"step {step:4d}   float32 {loss:.5f}   float16 {found[step]:.5f}   {100 * (found[step] / loss - 1):+.3f} %"
+        )
     worst = max(abs(found[step] / loss - 1) for step, loss in expected.items())
     print(f"largest difference {100 * worst:.3f} % over {len(expected)} logged steps of {max(expected)}")
 
