@@ -41,7 +41,7 @@ def steps_per_epoch(images: int, *, batch_size: int, ranks: int) -> int:
             "batch_size",
             expected=f"at most {images} training images in a global batch",
             found=f"{batch_size} x {ranks} ranks = {batch_size * ranks}",
-            todo="set a smaller batch_size",
+            todo="set a smaller batch_size or accum_iter",
         )
     return steps
 
