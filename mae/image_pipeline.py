@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
+from mindspore import nn
 from PIL import Image
 
-from datasets.stage import InputError, PathLike, atomic_write, file_digest, value_digest
+from datasets.stage import InputError, PathLike, atomic_write, file_digest
 
 from . import hub
 from .auto import load, weights
@@ -47,7 +49,7 @@ def pipeline(
     if task not in TASKS:
         raise InputError("task", expected=f"one of {', '.join(TASKS)}", found=repr(task), todo="name one of them")
     if isinstance(model, Encoder):
-        return ImagePipeline(task, model, value_digest(id(model)), seed, Path(save_dir))
+        return ImagePipeline(task, model, _digest(model), seed, Path(save_dir))
     path = weights(for_task(task, model))
     return ImagePipeline(task, load(path), file_digest(path), seed, Path(save_dir))
 
@@ -72,7 +74,7 @@ class ImagePipeline:
             self.reconstruct = Reconstructor(model, getattr(card, "mask_ratio", None) or 0.75)
         else:
             _require(model, VisionTransformer, "a classifier", task)
-            self.classify = Classifier(model, getattr(card, "classes", None))
+            self.classify = Classifier(model, getattr(card, "labels", None))
 
     def __call__(self, images: Union[ImageLike, Sequence[ImageLike]]) -> list[Any]:
         """Predict one image or several: paths, folders, http(s) addresses, arrays (H, W, 3) uint8, Pillow images.
@@ -108,10 +110,15 @@ class ImagePipeline:
 
 
 def _require(model: Encoder, kind: type, what: str, task: str) -> None:
-    if isinstance(model, VisionTransformer) and not model.config.num_classes and kind is VisionTransformer:
-        found = "a bare encoder"
-    elif isinstance(model, kind):
-        return
-    else:
-        found = type(model).__name__
-    raise InputError(task, expected=what, found=found, todo="name another model")
+    headless = isinstance(model, VisionTransformer) and isinstance(model.head, nn.Identity)
+    if not isinstance(model, kind) or headless:
+        found = "an encoder without head or decoder" if headless else f"a {type(model).__name__}"
+        raise InputError(task, expected=what, found=found, todo="name another model")
+
+
+def _digest(model: Encoder) -> str:
+    """SHA-256 of a model's weights: its pictures take no other model's names."""
+    digest = hashlib.sha256()
+    for parameter in model.get_parameters():
+        digest.update(parameter.asnumpy().tobytes())
+    return digest.hexdigest()

@@ -107,7 +107,7 @@ def _predict(
     model = load(model_path)
     card = model.card
     if card.kind == "classifier":
-        classify = Classifier(model, card.classes)
+        classify = Classifier(model, card.labels)
         rows = []
         for source, row in requests:
             best = classify(source.open())
