@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.evaluation import centre_view, decode
 from datasets.records import load_index
 from datasets.stage import InputError, PathLike
 
@@ -40,7 +41,7 @@ def steps_per_epoch(images: int, *, batch_size: int, ranks: int) -> int:
             "batch_size",
             expected=f"at most {images} training images in a global batch",
             found=f"{batch_size} x {ranks} ranks = {batch_size * ranks}",
-            todo="set a smaller batch_size",
+            todo="set a smaller batch_size or accum_iter",
         )
     return steps
 
@@ -84,24 +85,16 @@ def ordered_batches(
 ) -> Iterator[Batch]:
     """Every record of a split once, in stored order, resized and cropped for evaluation; the last batch may be short.
 
-    Pillow's bicubic, of which the centre is kept (see `resized`).
+    Python decodes and resizes in `workers` threads: see `datasets.evaluation` for why MindSpore's operators do not.
     """
-    from mindspore.dataset import vision
-
     directory = Path(directory)
     images = load_index(directory).splits[split].images
-    resize = vision.Resize(resized(image_shape, crop_pct), vision.Inter.PILCUBIC)
-    transforms = [vision.Decode(), resize, vision.CenterCrop(image_shape)]
-    yield from _batches(directory, split, np.arange(images), transforms, batch_size=batch_size, workers=workers)
 
+    def view(stored: np.ndarray) -> np.ndarray:
+        image = decode(stored.tobytes(), where=directory)
+        return centre_view(image, image_shape, crop_pct)
 
-def resized(image_shape: tuple[int, int], crop_pct: float) -> Union[int, tuple[int, int]]:
-    """Size before the centre crop: of the shorter side, rounded down as upstream does (224 / 0.875 = 256).
-
-    A model of non-square images has no published evaluation; it sees the whole picture, both sides resized.
-    """
-    height, width = (int(side / crop_pct) for side in image_shape)
-    return height if height == width else (height, width)
+    yield from _batches(directory, split, np.arange(images), [view], batch_size=batch_size, workers=workers)
 
 
 def _batches(

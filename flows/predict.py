@@ -12,5 +12,8 @@ from mae.predict import Predictions
 
 @flow(name="mae-predict")
 def mae_predict(checkpoint: str, images: list[str], out: str, target: str = "CPU", seed: int = 0) -> Predictions:
-    """Predict images, or all images of folders, into the folder `out`: reconstructions for a MAE, else classes."""
-    return tasks.predict.predict(Path(checkpoint), [Path(image) for image in images], Path(out), target, seed)
+    """Predict images into the folder `out`: reconstructions for a MAE, else classes.
+
+    `checkpoint` is a known name or a path; `images` are files, folders or http(s) addresses.
+    """
+    return tasks.predict.predict(checkpoint, images, Path(out), target, seed)

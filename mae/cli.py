@@ -137,6 +137,7 @@ def evaluate(
     from mae.checkpoint import model_file, run_directory
     from mae.config import load_config
     from mae.evaluate import evaluate as run
+    from mae.prepare import prepare
 
     own = run_directory(model_file(checkpoint))
     if config is None and own is None:
@@ -144,16 +145,16 @@ def evaluate(
         raise InputError(checkpoint, expected="a checkpoint of a run", found="a file elsewhere", todo=todo)
     source = config if config is not None else Path(str(own), "config.yaml")
     settings = load_config(source, overrides or [])
-    records = _records(data, workspace)
+    records = prepare(data, workspace)
     _show(run(checkpoint, records, protocol=protocol, config=settings, workspace=workspace, out=out))
 
 
 @app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="model file, checkpoint or run directory")],
-    images: Annotated[list[Path], typer.Argument(help="image files or folders")],
-    out: Annotated[Path, typer.Option(help="receives predictions.parquet and reconstructions/")],
-    seed: Annotated[int, typer.Option(help="of the masks")] = 0,
+    checkpoint: Annotated[str, typer.Argument(help="known name, model file, checkpoint or run directory")],
+    images: Annotated[list[str], typer.Argument(help="image files, folders or http(s) addresses")],
+    out: Annotated[Path, typer.Option(help="receives predictions.parquet and reconstructions/, or adds to them")],
+    seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
     target: Annotated[str, typer.Option(help="CPU or Ascend")] = "CPU",
 ) -> None:
     """Reconstructions by a MAE, the five likeliest classes by a classifier."""
@@ -214,20 +215,6 @@ def main() -> None:
     except (InputError, RanksFailed) as error:
         print(f"mae: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def _records(data: Path, workspace: Path) -> Path:
-    """A records directory as it is; a folder of images validated and sharded into the workspace."""
-    from datasets.records import INDEX
-    from datasets.shard import records_directory
-    from datasets.shard import shard as write
-    from datasets.validate import validate, validation_directory
-
-    if (data / INDEX).is_file():
-        return data
-    found = validate(data, validation_directory(workspace, data, name=None, val_share=0.1))
-    out = records_directory(workspace, found.directory, shard_mb=1024, short_side=None, seed=0)
-    return write(found.directory, out).directory
 
 
 def _show(result: StageResult) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from datasets.stage import InputError
 
 DEMO_CONFIG = "configs/demo.yaml"
+LR_RULE = "lr = blr * batch_size * ranks * accum_iter / 256"
 
 
 class _Section(BaseModel):
@@ -111,9 +112,9 @@ class ComputeConfig(_Section):
 
 class _Training(_Section):
     epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0, description="images per rank and step")
+    batch_size: int = Field(64, gt=0, description="images per rank and step")
     accum_iter: int = Field(1, gt=0, description="steps whose gradients are averaged before one update")
-    blr: float = Field(gt=0, description="lr = blr * batch_size * ranks * accum_iter / 256")
+    blr: float = Field(gt=0, description=LR_RULE)
     min_lr: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(ge=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -127,16 +128,27 @@ class _Training(_Section):
 
 
 class PretrainConfig(_Training):
-    """MAE pre-training (He et al. 2022, table 8)."""
+    """MAE pre-training, as published unless said otherwise (He et al. 2022, table 8, at 4,096 images an update)."""
 
+    epochs: int = Field(800, gt=0)
+    blr: float = Field(1.5e-4, gt=0, description=LR_RULE)
+    warmup_epochs: float = Field(40, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     crop_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the area that a random crop keeps")
 
 
 class FinetuneConfig(_Training):
-    """End-to-end fine-tuning of a pre-trained encoder (He et al. 2022, table 9)."""
+    """End-to-end fine-tuning of a pre-trained encoder, as published for ViT-B unless said otherwise.
 
+    He et al. 2022, table 9, at 1,024 images an update; without its RandAugment, mixup, cutmix and random erasing.
+    """
+
+    epochs: int = Field(100, gt=0)
+    batch_size: int = Field(32, gt=0, description="images per rank and step")
+    blr: float = Field(5e-4, gt=0, description=LR_RULE)
+    min_lr: float = Field(1e-6, ge=0)
+    warmup_epochs: float = Field(5, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float = Field(0.65, gt=0, le=1)
     drop_path: float = Field(0.1, ge=0, lt=1)
@@ -184,15 +196,43 @@ def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config
     Raises:
         InputError: the file is missing or no YAML mapping, a key is unknown, or a value is out of range.
     """
+    return parse_config(overridden(read_mapping(path), overrides), source=path)
+
+
+def read_mapping(path: Union[str, Path]) -> dict[str, Any]:
+    """What stands in a YAML job config, unchecked."""
     path = Path(path)
     if not path.is_file():
         raise InputError(path, expected="a YAML job config", found="no such file", todo="see configs/ for examples")
     values = _yaml(path.read_bytes(), where=path)
     if not isinstance(values, dict):
         raise InputError(path, expected="a YAML mapping", found=type(values).__name__, todo="see configs/ for examples")
+    return values
+
+
+def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`values` with `key.sub=value` overrides applied, whose values are YAML."""
     for override in overrides:
         _apply(values, override)
-    return parse_config(values, source=path)
+    return values
+
+
+def published_recipe(
+    task: Literal["pretrain", "finetune"], model: ModelConfig, given: dict[str, Any], *, ranks: int
+) -> dict[str, Any]:
+    """A config section that fills up what is `given` with the published recipe for a model of this size.
+
+    The defaults above are ViT-B's; larger models are fine-tuned for fewer epochs, at a larger learning rate
+    (facebookresearch/mae's FINETUNE.md). Gradients are accumulated to the published number of images an update.
+    """
+    larger: dict[str, Any] = {}
+    if task == "finetune" and model.embed_dim >= 1024:
+        drop_path = 0.2 if model.embed_dim < 1280 else 0.3
+        larger = {"epochs": 50, "blr": 1e-3, "layer_decay": 0.75, "drop_path": drop_path}
+    defaults, images = (PretrainConfig(), 4096) if task == "pretrain" else (FinetuneConfig(), 1024)
+    batch_size = given.get("batch_size", defaults.batch_size)
+    accum_iter = max(1, images // (batch_size * ranks)) if isinstance(batch_size, int) and batch_size > 0 else 1
+    return {**larger, "accum_iter": accum_iter, **given}
 
 
 def parse_config(values: dict[str, Any], *, source: object) -> Config:

@@ -1,197 +1,173 @@
-"""What a checkpoint makes of single images: reconstructions of a MAE, the five likeliest classes of a classifier."""
+"""Stage predict: a checkpoint's predictions for images as a table, and of a MAE a picture per image.
+
+A later call into the same folder adds to it. A row belongs to a path, its content, a checkpoint and a seed; only a row
+of the same four is replaced, and only where this code would now make another.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Optional
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mindspore import Tensor
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from datasets.batches import resized
-from datasets.stage import InputError, PathLike, StageResult, atomic_directory, atomic_write, file_digest, value_digest
+from datasets.stage import InputError, PathLike, StageResult, atomic_write, file_digest, value_digest
 
-from . import checkpoint
-from .config import ModelConfig
+from .auto import load, weights
 from .device import setup
-from .masking import ids_from_noise
-from .objective import IMAGENET_MEAN, IMAGENET_STD, Classify, Reconstruct, normalise_pixels
-from .restore import load_classifier, load_mae
+from .images import ImageLike, Source, sources
+from .inference import Classifier, Reconstructor
+from .lock import exclusive
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-MASK_GREY = 127
-INPUTS = "maeflow_inputs"  # key in the table's metadata: digest of what it was made from
-VERSION = 1  # raise it when the same inputs give another output
+VERSION = 2  # raise it when the same inputs give another row or picture
+IDENTITY = ("path", "image_digest", "checkpoint_digest", "seed")
 
 logger = logging.getLogger(__name__)
 
 
 class Predictions(StageResult):
-    """`table` has one row per image; `pictures` is the folder of reconstructions, none for a classifier."""
+    """`table` has one row per image; `pictures` is the folder of reconstructions, none for a classifier.
+
+    `images` counts those of this call; the table may hold rows of earlier ones.
+    """
 
     table: Path
     digest: str
     images: int
-    pictures: Path | None = None
+    pictures: Optional[Path] = None
 
 
 def predict(
-    checkpoint_path: PathLike, images: Sequence[PathLike], out: PathLike, *, target: str = "CPU", seed: int = 0
+    checkpoint: PathLike, images: Sequence[ImageLike], out: PathLike, *, target: str = "CPU", seed: int = 0
 ) -> Predictions:
-    """Predict every image and write `out`/predictions.parquet; of a MAE also one picture an image.
+    """Predict every image and add it to `out`/predictions.parquet; of a MAE also one picture an image.
 
     Args:
-        images: files, or folders that are searched for images.
+        checkpoint: a known name, a model file, a checkpoint directory or a run directory.
+        images: files, http(s) addresses, or folders that are searched for images.
         target: device to run on.
-        seed: of the masks; image i of a call always gets the same one.
+        seed: of the masks; an image's mask is a function of the seed and the image's content.
 
     Raises:
-        InputError: there is no image, one cannot be read, or the checkpoint is none.
+        InputError: there is no image, one cannot be read, the checkpoint is none, or `out` holds what the other kind
+            of model predicted. Then nothing is written.
     """
-    model_path, out = checkpoint.model_file(Path(checkpoint_path)), Path(out)
-    paths = image_files(images)
-    card = checkpoint.load_card(model_path)
-    pictures = out / PICTURES if card.kind == "mae" else None
-    inputs = value_digest([VERSION, file_digest(model_path), seed, [(str(p), file_digest(p)) for p in paths]])
-    if _finished(out / TABLE, pictures, inputs):
-        logger.info("%s: reusing the predictions", out / TABLE)
-        return _result(out, pictures, images=len(paths), reused=True)
-    setup(target, ranks=1)
-    if pictures is None:
-        rows = _classify(model_path, card, paths)
+    model_path, out = weights(checkpoint), Path(out)
+    found = {
+        tuple(row[key] for key in IDENTITY): (source, row)
+        for source, row in _requests(sources(images), file_digest(model_path), seed)
+    }
+    earlier = _read(out)
+    missing = [pair for identity, pair in found.items() if not _intact(earlier.get(identity), out)]
+    if missing:
+        setup(target, ranks=1)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{PICTURES}.partial-", dir=out) as partial:
+            kind, rows = _predict(model_path, missing, Path(partial), seed)
+            with exclusive(out):
+                _merge(out, rows, kind, Path(partial))
     else:
-        rows = _reconstruct(model_path, card, paths, pictures, seed)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({INPUTS: inputs}), sink)
-    atomic_write(out / TABLE, sink.getvalue().to_pybytes())
-    return _result(out, pictures, images=len(rows), reused=False)
-
-
-def image_files(images: Sequence[PathLike]) -> list[Path]:
-    """The files among `images`, and the image files below the folders among them, in order of their names."""
-    paths: list[Path] = []
-    for given in map(Path, images):
-        below = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES) if given.is_dir() else [given]
-        if not below:
-            raise InputError(given, expected="images", found="none", todo=f"use {', '.join(sorted(SUFFIXES))} files")
-        paths += below
-    return paths
-
-
-def load_image(path: Path, config: ModelConfig) -> np.ndarray:
-    """An image as evaluation sees it: RGB, upright, resized by Pillow's bicubic, centre crop; (H, W, 3) uint8."""
-    try:
-        with Image.open(path) as file:
-            image: Image.Image = ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        todo = "remove it from the call, or repair the file"
-        raise InputError(path, expected="an image", found=f"{type(error).__name__}: {error}", todo=todo) from None
-    size = resized(config.image_shape, config.crop_pct)
-    if isinstance(size, int):
-        shorter = min(image.size)
-        size = int(size * image.height / shorter), int(size * image.width / shorter)
-    image = image.resize(size[::-1], Image.Resampling.BICUBIC)
-    height, width = config.image_shape
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return np.asarray(image.crop((left, top, left + width, top + height)))
-
-
-def unpatchify(patches: np.ndarray, patch_size: int) -> np.ndarray:
-    """Patches (L, p*p*3) of a square image -> pixels (H, W, 3); the inverse of `vit.patchify`."""
-    side = math.isqrt(len(patches))
-    grid = patches.reshape(side, side, patch_size, patch_size, 3).transpose(0, 2, 1, 3, 4)
-    return grid.reshape(side * patch_size, side * patch_size, 3)
-
-
-def to_pixels(normalised: np.ndarray) -> np.ndarray:
-    """Normalised pixels (H, W, 3) float32 -> uint8, clipped (a plain cast would wrap round)."""
-    values = (normalised * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)) * 255
-    return values.round().clip(0, 255).astype(np.uint8)
-
-
-def _reconstruct(
-    model_path: Path, card: checkpoint.ModelCard, paths: list[Path], pictures: Path, seed: int
-) -> list[dict[str, object]]:
-    """Write original | masked | reconstruction of every image; returns a table row each.
-
-    A model trained on per-patch normalised pixels predicts no brightness and no contrast: they are put back from the
-    image's own patches, the removed ones too. The rows say so (`true_patch_statistics`).
-    """
-    model, config = load_mae(model_path), card.model
-    graph = Reconstruct(model)
-    graph.set_train(False)
-    noise = np.random.default_rng(seed)
-    rows: list[dict[str, object]] = []
-    with atomic_directory(pictures) as partial:
-        for number, path in enumerate(paths):
-            image = load_image(path, config)
-            ids_keep, ids_restore = ids_from_noise(noise.random((1, model.patches)), float(card.mask_ratio or 0.75))
-            outputs = graph(Tensor(image[None]), Tensor(ids_keep), Tensor(ids_restore))
-            pred, removed = (output.asnumpy()[0] for output in outputs)
-            target = _patches(normalise_pixels(image), config.patch_size)
-            mean, spread = 0.0, 1.0
-            if config.norm_pix_loss:
-                mean = target.mean(1, keepdims=True)
-                spread = np.sqrt(target.var(1, ddof=1, keepdims=True) + 1e-6)
-            error = (((target - mean) / spread - pred) ** 2).mean(1)
-            filled = np.where(removed[:, None] == 1, pred * spread + mean, target)
-            grey = np.full_like(image, MASK_GREY)
-            mask = unpatchify(np.repeat(removed[:, None], target.shape[1], axis=1), config.patch_size) == 1
-            panels = [image, np.where(mask, grey, image), to_pixels(unpatchify(filled, config.patch_size))]
-            name = f"{number:05d}_{path.stem}.png"
-            Image.fromarray(np.concatenate(panels, axis=1)).save(partial / name)
-            rows.append(
-                {
-                    "path": str(path),
-                    "image_file": f"{PICTURES}/{name}",
-                    "seed": seed,
-                    "mask_ratio": float(removed.sum() / len(removed)),
-                    "loss": float((error * removed).sum() / removed.sum()),
-                    "true_patch_statistics": config.norm_pix_loss,
-                }
-            )
-    return rows
-
-
-def _classify(model_path: Path, card: checkpoint.ModelCard, paths: list[Path]) -> list[dict[str, object]]:
-    """The five likeliest classes of every image with their probabilities."""
-    graph = Classify(load_classifier(model_path))
-    graph.set_train(False)
-    rows: list[dict[str, object]] = []
-    for path in paths:
-        logits = graph(Tensor(load_image(path, card.model)[None])).asnumpy()[0].astype(np.float64)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
-        best = np.argsort(-logits)[:5]
-        names = [(card.classes or [])[i] for i in best]
-        rows.append({"path": str(path), "classes": names, "probabilities": [float(probabilities[i]) for i in best]})
-    return rows
-
-
-def _patches(pixels: np.ndarray, patch_size: int) -> np.ndarray:
-    """(H, W, 3) -> (L, p*p*3), as `vit.patchify` orders them."""
-    rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
-    grid = pixels.reshape(rows, patch_size, columns, patch_size, 3).transpose(0, 2, 1, 3, 4)
-    return grid.reshape(rows * columns, -1)
-
-
-def _finished(table: Path, pictures: Path | None, inputs: str) -> bool:
-    """Whether the table was made from these inputs and its pictures are there."""
-    try:
-        found = pq.read_table(table)
-    except (OSError, pa.ArrowException):
-        return False
-    if (found.schema.metadata or {}).get(INPUTS.encode()) != inputs.encode():
-        return False
-    return pictures is None or all((table.parent / name).is_file() for name in found["image_file"].to_pylist())
-
-
-def _result(out: Path, pictures: Path | None, *, images: int, reused: bool) -> Predictions:
+        logger.info("%s: reusing the predictions", out / TABLE)
     table = out / TABLE
-    return Predictions(table=table, digest=file_digest(table), images=images, pictures=pictures, reused=reused)
+    pictures = out / PICTURES if "image_file" in pq.read_schema(table).names else None
+    return Predictions(table=table, digest=file_digest(table), images=len(found), pictures=pictures, reused=not missing)
+
+
+def picture_name(stem: str, *parts: object) -> str:
+    """A file name for what was made of an image: nothing else has the same `parts`."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', stem)[:80]}-{value_digest(parts)}.png"
+
+
+def _requests(images: list[Source], checkpoint_digest: str, seed: int) -> Iterator[tuple[Source, dict[str, Any]]]:
+    for image in images:
+        yield (
+            image,
+            {
+                "path": image.name,
+                "image_digest": image.digest,
+                "checkpoint_digest": checkpoint_digest,
+                "seed": seed,
+                "version": VERSION,
+            },
+        )
+
+
+def _predict(
+    model_path: Path, requests: list[tuple[Source, dict[str, Any]]], partial: Path, seed: int
+) -> tuple[str, list[dict[str, Any]]]:
+    """The rows of the requests; a MAE's pictures are written to `partial`: original | masked | filled."""
+    model = load(model_path)
+    card = model.card
+    if card.kind == "classifier":
+        classify = Classifier(model, card.labels)
+        rows = []
+        for source, row in requests:
+            best = classify(source.open())
+            rows.append({**row, "classes": [name for name, _ in best], "probabilities": [p for _, p in best]})
+        return card.kind, rows
+    if card.kind != "mae":
+        todo = "give a pre-training checkpoint with its decoder, or a classifier"
+        raise InputError(model_path, expected="a model that predicts", found=f"a bare {card.kind}", todo=todo)
+    reconstruct = Reconstructor(model, card.mask_ratio or 0.75)
+    rows = []
+    for source, row in requests:
+        result = reconstruct(source.open(), seed=seed, digest=source.digest)
+        name = picture_name(source.stem, *(row[key] for key in IDENTITY))
+        panels = np.concatenate([result.original, result.masked, result.filled], axis=1)
+        Image.fromarray(panels).save(partial / name)
+        rows.append(
+            {
+                **row,
+                "image_file": f"{PICTURES}/{name}",
+                "picture_digest": file_digest(partial / name),
+                "mask_ratio": result.mask_ratio,
+                "loss": result.loss,
+                "true_patch_statistics": result.true_patch_statistics,
+            }
+        )
+    return card.kind, rows
+
+
+def _merge(out: Path, rows: list[dict[str, Any]], kind: str, partial: Path) -> None:
+    """Put rows into the table and their pictures beside it, the pictures first."""
+    merged = _read(out)
+    if any(("image_file" in row) != (kind == "mae") for row in merged.values()):
+        found = "a classifier's" if kind == "mae" else "reconstructions by a MAE"
+        todo = "choose another output directory"
+        raise InputError(out / TABLE, expected=f"predictions of a {kind}, or none", found=found, todo=todo)
+    for picture in partial.iterdir():
+        atomic_write(out / PICTURES / picture.name, picture.read_bytes())
+    merged.update({tuple(row[key] for key in IDENTITY): row for row in rows})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(merged.values())), sink)
+    atomic_write(out / TABLE, sink.getvalue().to_pybytes())
+
+
+def _read(out: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The rows of an earlier call by their identity; a table that does not have it is replaced."""
+    if not (out / TABLE).exists():
+        return {}
+    try:
+        rows = pq.read_table(out / TABLE).to_pylist()
+        return {tuple(row[key] for key in IDENTITY): row for row in rows}
+    except (OSError, pa.ArrowException, KeyError) as error:
+        logger.warning("%s: replaced, as its rows cannot be told apart: %r", out / TABLE, error)
+        return {}
+
+
+def _intact(row: dict[str, Any] | None, out: Path) -> bool:
+    """Whether this code wrote the row and its picture is there unchanged."""
+    if row is None or row.get("version") != VERSION:
+        return False
+    if "image_file" not in row:
+        return True
+    picture = out / row["image_file"]
+    return picture.is_file() and file_digest(picture) == row["picture_digest"]

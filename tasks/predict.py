@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.manifest import USABLE, read_manifest
+from datasets.stage import PathLike
 from datasets.validate import Validation
 from mae.predict import Predictions
 from mae.predict import predict as predict_images
@@ -14,7 +16,7 @@ PICTURES = 20  # two of each class of the sample; the report shows at most 24
 
 
 @stage_task("predict", timeout_hours=24)
-def predict(checkpoint: Path, images: list[Path], out: Path, target: str, seed: int = 0) -> Predictions:
+def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: str, seed: int = 0) -> Predictions:
     """Predict each image: reconstructions for a MAE, classes for a classifier."""
     return predict_images(checkpoint, images, out, target=target, seed=seed)
 

@@ -1,14 +1,18 @@
 """Predictions: pictures and rows per image, the same for the same seed, nothing overwritten."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from datasets.stage import InputError
-from mae.config import ModelConfig
 from mae.evaluate import evaluate
-from mae.predict import image_files, load_image, predict, to_pixels, unpatchify
+from mae.inference import from_patches, to_patches, to_pixels
+from mae.predict import predict
+from tests.mae.servers import Served
 
 
 def test_reconstructions_show_original_masked_and_filled(trained, images, tmp_path):
@@ -29,7 +33,6 @@ def test_reconstructions_show_original_masked_and_filled(trained, images, tmp_pa
         assert 0 < row["loss"] < 3
     again = predict(trained.run_dir, given, tmp_path, seed=5)
     assert again == found.model_copy(update={"reused": True})
-    assert predict(trained.run_dir, given, tmp_path / "again", seed=5).digest != ""
     other = pq.read_table(predict(trained.run_dir, given, tmp_path / "other", seed=6).table).to_pylist()
     assert [r["loss"] for r in other] != [r["loss"] for r in rows]
 
@@ -73,38 +76,107 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(trained, images, tm
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="expected images, found none"):
-        image_files([tmp_path])
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "crop_pct"),
-    [
-        ("wide", (90, 40), 0.875),
-        ("tall", (40, 90), 0.875),
-        ("small is enlarged", (10, 12), 1.0),
-        ("exact", (32, 32), 1.0),
-    ],
-)
-def test_an_image_is_resized_and_cropped_to_the_models_size(tmp_path, name, size, crop_pct):
-    path = tmp_path / "image.png"
-    Image.effect_noise(size, 50).convert("RGB").save(path)
-    pixels = load_image(path, ModelConfig(image_size=32, crop_pct=crop_pct))
-    assert pixels.shape == (32, 32, 3), name
-    if name == "exact":
-        np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))
-
-
 def test_pixels_are_clipped_not_wrapped():
     assert to_pixels(np.full((1, 1, 3), 9.0)).tolist() == [[[255, 255, 255]]]
     assert to_pixels(np.full((1, 1, 3), -9.0)).tolist() == [[[0, 0, 0]]]
 
 
-def test_unpatchify_puts_patches_in_rows():
-    image = unpatchify(np.arange(4 * 12).reshape(4, 12), 2)
-    assert image.shape == (4, 4, 3)
-    assert image[0, 0].tolist() == [0, 1, 2]
-    assert image[1, 1].tolist() == [9, 10, 11]
-    assert image[0, 2].tolist() == [12, 13, 14]
-    assert image[2, 0].tolist() == [24, 25, 26]
+@pytest.mark.parametrize("grid", [(2, 2), (1, 3), (3, 2)])
+def test_patches_of_any_grid_go_back_to_their_places(grid):
+    pixels = np.arange(grid[0] * 2 * grid[1] * 2 * 3).reshape(grid[0] * 2, grid[1] * 2, 3)
+    patches = to_patches(pixels, 2)
+    assert patches[1].tolist() == pixels[:2, 2:4].ravel().tolist()  # the second patch of the first row
+    np.testing.assert_array_equal(from_patches(patches, 2, grid), pixels)
+
+
+def table(found):
+    return pq.read_table(found.table).to_pylist()
+
+
+def test_later_calls_add_and_destroy_nothing(trained, images, tmp_path):
+    given = sorted((images / "val").rglob("*.JPEG"))
+    first = predict(trained.run_dir, given[:3], tmp_path)
+    pictures = {p: p.read_bytes() for p in first.pictures.iterdir()}
+    rows = table(first)
+    second = predict(trained.run_dir, given[2:5], tmp_path, seed=0)
+    assert (second.images, second.reused) == (3, False)
+    third = predict(trained.run_dir, given[:1], tmp_path, seed=1)
+    found = table(third)
+    assert found[:3] == rows
+    assert [(r["path"], r["seed"]) for r in found[3:]] == [(str(given[3]), 0), (str(given[4]), 0), (str(given[0]), 1)]
+    for path, content in pictures.items():
+        assert path.read_bytes() == content
+    assert len(list(first.pictures.iterdir())) == len(found) == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions.parquet", "reconstructions"]
+    assert predict(trained.run_dir, given[:5], tmp_path).reused
+
+
+def test_an_image_that_changed_under_its_name_keeps_its_earlier_picture(trained, images, tmp_path):
+    one, other = sorted((images / "val").rglob("*.JPEG"))[:2]
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(one.read_bytes())
+    earlier = table(predict(trained.run_dir, [photo], tmp_path / "out"))[0]
+    photo.write_bytes(other.read_bytes())
+    rows = table(predict(trained.run_dir, [photo], tmp_path / "out"))
+    assert rows[0] == earlier
+    assert rows[1]["image_file"] != earlier["image_file"]
+    assert (tmp_path / "out" / earlier["image_file"]).is_file()
+
+
+def test_a_mask_follows_seed_and_content_not_the_place_in_the_call(trained, images, tmp_path):
+    given = sorted((images / "val").rglob("*.JPEG"))[:3]
+    together = table(predict(trained.run_dir, given, tmp_path / "a"))
+    alone = table(predict(trained.run_dir, given[2:], tmp_path / "b"))
+    assert alone == together[2:]
+
+
+@pytest.mark.parametrize("damage", ["a newer version of the code", "a missing picture", "a changed picture"])
+def test_what_is_not_as_this_code_makes_it_is_made_again_in_place(trained, images, tmp_path, monkeypatch, damage):
+    given = sorted((images / "val").rglob("*.JPEG"))[:2]
+    found = predict(trained.run_dir, given, tmp_path)
+    rows, picture = table(found), tmp_path / table(found)[0]["image_file"]
+    content = picture.read_bytes()
+    if damage == "a newer version of the code":
+        monkeypatch.setattr("mae.predict.VERSION", 1000)
+        rows = [{**row, "version": 1000} for row in rows]
+    elif damage == "a missing picture":
+        picture.unlink()
+    else:
+        picture.write_bytes(content[:-1])
+    again = predict(trained.run_dir, given, tmp_path)
+    assert (again.reused, again.images) == (False, 2)
+    assert table(again) == rows
+    assert picture.read_bytes() == content
+
+
+def test_predictions_of_the_other_kind_are_not_mixed(trained, records, images, tiny, tmp_path):
+    evaluate(trained.run_dir, records, protocol="finetune", config=tiny, workspace=tmp_path, out=tmp_path / "e")
+    (classifier,) = (tmp_path / "runs").iterdir()
+    given = sorted((images / "val").rglob("*.JPEG"))[:2]
+    first = predict(trained.run_dir, given, tmp_path / "out")
+    with pytest.raises(InputError, match="choose another output directory"):
+        predict(classifier, given, tmp_path / "out")
+    assert first.table.is_file()
+    assert predict(trained.run_dir, given, tmp_path / "out").digest == first.digest
+
+
+def test_an_address_is_an_image_too(trained, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    path = next((images / "val").rglob("*.JPEG"))
+    with Served(path.parent) as server:
+        address = f"{server.url}/{path.name}"
+        (row,) = table(predict(trained.run_dir, [address], tmp_path / "a"))
+    (same,) = table(predict(trained.run_dir, [path], tmp_path / "b"))
+    assert row["path"] == address
+    assert (row["loss"], row["image_digest"]) == (same["loss"], same["image_digest"])
+
+
+def test_two_processes_add_to_one_table(trained, images, tmp_path):
+    given = sorted((images / "val").rglob("*.JPEG"))[:4]
+    code = "import sys; from mae.predict import predict; predict(sys.argv[1], sys.argv[2:-1], sys.argv[-1])"
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, trained.run_dir, *some, tmp_path])
+        for some in (given[:2], given[2:])
+    ]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    assert predict(trained.run_dir, given, tmp_path).reused
