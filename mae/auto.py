@@ -11,7 +11,6 @@ from . import hub
 from .config import ModelConfig, load_config
 
 if TYPE_CHECKING:
-    from .checkpoint import ModelCard
     from .vit import Encoder
 
 
@@ -49,7 +48,9 @@ class AutoModel:
         Raises:
             InputError: there is no such checkpoint, or it does not fit.
         """
-        return load(weights(name_or_path), **settings)
+        from .restore import load_model
+
+        return load_model(weights(name_or_path), settings=settings or None)
 
     @staticmethod
     def from_config(config: ModelConfig) -> Encoder:
@@ -74,29 +75,6 @@ def weights(name_or_path: PathLike) -> Path:
     from .checkpoint import model_file
 
     return model_file(Path(name_or_path))
-
-
-def load(path: Path, **settings: Any) -> Encoder:
-    """The model in a file or folder of weights, its card at `model.card`."""
-    from .convert import read
-    from .restore import load_parameters
-
-    card, values = read(path, settings=settings or None)
-    model = _empty(card)
-    load_parameters(model, values, source=path)
-    model.card = card
-    return model
-
-
-def _empty(card: ModelCard) -> Encoder:
-    from .model import MaskedAutoencoder
-    from .vit import VisionTransformer
-
-    if card.kind == "mae":
-        return MaskedAutoencoder(card.model)
-    if card.kind == "encoder":
-        return VisionTransformer(card.model.model_copy(update={"pool": "cls"}), 0)
-    return VisionTransformer(card.model, len(card.labels))
 
 
 def _is_name(name_or_path: Union[str, Path]) -> bool:

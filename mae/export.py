@@ -20,11 +20,10 @@ from mindspore import Tensor, nn
 from datasets.stage import InputError, PathLike, StageResult, file_digest
 
 from . import checkpoint
-from .convert import read
 from .device import setup
 from .objective import IMAGENET_MEAN, IMAGENET_STD
 from .onnx_graph import vit_graph
-from .restore import load_classifier, load_encoder
+from .restore import load_model
 from .vit import Encoder
 
 MINDIR, ONNX = ".mindir", ".onnx"
@@ -114,18 +113,12 @@ def export(checkpoint_path: PathLike, out: PathLike, *, batch_size: Optional[int
 
 
 def _load(path: Path) -> _Source:
-    card = read(path).card
-    model: Encoder
-    graph: nn.Cell
-    if card.kind == "classifier":
-        model = graph = load_classifier(path)
-        output = "logits"
-    else:
-        model = load_encoder(path)
-        graph, output = _Tokens(model), "tokens"
+    model = load_model(path)
+    classifies = model.card.kind == "classifier"
+    graph, output = (model, "logits") if classifies else (_Tokens(model), "tokens")
     graph.set_train(False)
     metadata = {
-        CARD: card.model_dump_json(),
+        CARD: model.card.model_dump_json(),
         SOURCE: file_digest(path),
         NORMALISATION: json.dumps({"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "of": "RGB between 0 and 1"}),
     }

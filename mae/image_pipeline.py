@@ -15,11 +15,12 @@ from PIL import Image
 from datasets.stage import InputError, PathLike, atomic_write, file_digest
 
 from . import hub
-from .auto import load, weights
+from .auto import weights
 from .images import ImageLike, Source, sources
 from .inference import Classifier, Reconstructor
 from .model import MaskedAutoencoder
 from .predict import picture_name
+from .restore import load_model
 from .vit import Encoder, VisionTransformer
 
 TASKS = ("masked_image_modeling", "image_classification")
@@ -51,7 +52,7 @@ def pipeline(
     if isinstance(model, Encoder):
         return ImagePipeline(task, model, _digest(model), seed, Path(save_dir))
     path = weights(for_task(task, model))
-    return ImagePipeline(task, load(path), file_digest(path), seed, Path(save_dir))
+    return ImagePipeline(task, load_model(path), file_digest(path), seed, Path(save_dir))
 
 
 def for_task(task: str, model: PathLike) -> PathLike:

@@ -20,11 +20,12 @@ from PIL import Image
 
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, file_digest, value_digest
 
-from .auto import load, weights
+from .auto import weights
 from .device import setup
 from .images import ImageLike, Source, sources
 from .inference import Classifier, Reconstructor
 from .lock import exclusive
+from .restore import load_model
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"
 VERSION = 2  # raise it when the same inputs give another row or picture
@@ -104,7 +105,7 @@ def _predict(
     model_path: Path, requests: list[tuple[Source, dict[str, Any]]], partial: Path, seed: int
 ) -> tuple[str, list[dict[str, Any]]]:
     """The rows of the requests; a MAE's pictures are written to `partial`: original | masked | filled."""
-    model = load(model_path)
+    model = load_model(model_path)
     card = model.card
     if card.kind == "classifier":
         classify = Classifier(model, card.labels)

@@ -20,6 +20,7 @@ from .vit import DEFAULT_COMPUTE, VisionTransformer
 FRESH = ("fc_norm.", "head.")  # of a classifier on a pre-trained encoder
 
 Settings = Optional[Mapping[str, Any]]
+Model = Union[MaskedAutoencoder, VisionTransformer]
 
 
 def load_parameters(
@@ -40,11 +41,15 @@ def load_parameters(
             parameter.set_data(Tensor(weights[name]))
 
 
+def load_model(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> Model:
+    """The model in a checkpoint of any kind, its card at `model.card`; `settings` as of `convert.read`."""
+    return _model(read(path, settings=settings), path, compute)
+
+
 def load_mae(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> MaskedAutoencoder:
-    """The masked autoencoder in a checkpoint; `settings` as of `convert.read`."""
-    loaded = _read(path, settings, ("mae",))
-    model = MaskedAutoencoder(loaded.card.model, compute=compute)
-    load_parameters(model, loaded.weights, source=path)
+    """The masked autoencoder in a checkpoint."""
+    model = _model(_read(path, settings, ("mae",)), path, compute)
+    assert isinstance(model, MaskedAutoencoder)
     return model
 
 
@@ -52,25 +57,14 @@ def load_classifier(
     path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE
 ) -> VisionTransformer:
     """The classifier in a checkpoint."""
-    loaded = _read(path, settings, ("classifier",))
-    model = VisionTransformer(loaded.card.model, len(loaded.card.labels), compute=compute)
-    load_parameters(model, loaded.weights, source=path)
+    model = _model(_read(path, settings, ("classifier",)), path, compute)
+    assert isinstance(model, VisionTransformer)
     return model
 
 
-def load_encoder(
-    path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE
-) -> Union[MaskedAutoencoder, VisionTransformer]:
+def load_encoder(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> Model:
     """What has `encode` (tokens of whole images after the final norm): a MAE itself, an encoder without head."""
-    loaded = _read(path, settings, ("mae", "encoder"))
-    config = loaded.card.model
-    model: Union[MaskedAutoencoder, VisionTransformer]
-    if loaded.card.kind == "mae":
-        model = MaskedAutoencoder(config, compute=compute)
-    else:
-        model = VisionTransformer(config.model_copy(update={"pool": "cls"}), 0, compute=compute)
-    load_parameters(model, loaded.weights, source=path)
-    return model
+    return _model(_read(path, settings, ("mae", "encoder")), path, compute)
 
 
 def classifier_from_mae(
@@ -94,6 +88,20 @@ def classifier_from_mae(
     encoder = loaded.card.model_copy(update={"kind": "encoder"})
     weights = {name: loaded.weights[name] for name in shapes(encoder) if name in names}
     load_parameters(model, weights, source=path, may_miss=[name for name in names if name.startswith(FRESH)])
+    return model
+
+
+def _model(loaded: Loaded, source: Path, compute: ComputeConfig) -> Model:
+    card = loaded.card
+    model: Model
+    if card.kind == "mae":
+        model = MaskedAutoencoder(card.model, compute=compute)
+    elif card.kind == "encoder":
+        model = VisionTransformer(card.model.model_copy(update={"pool": "cls"}), 0, compute=compute)
+    else:
+        model = VisionTransformer(card.model, len(card.labels), compute=compute)
+    load_parameters(model, loaded.weights, source=source)
+    model.card = card
     return model
 
 
