@@ -1,11 +1,12 @@
 # make demo   the whole chain on the shipped images, on this CPU      make up     Prefect server, worker, deployments
-# make test   every check                                             make down   stop what `make up` started
+# make test   every check that needs neither torch nor ONNX           make down   stop what `make up` started
+# make parity the model beside torch, transformers and onnxruntime
 
 PYTHON ?= python3.11
 bin := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test up down
+.PHONY: demo test parity up down
 
 demo: .venv/.installed
 	$(bin)/python -m flows.pretrain configs/demo.yaml
@@ -16,6 +17,9 @@ test: .venv/.installed-test
 	$(bin)/mypy
 	$(bin)/lint-imports
 	$(bin)/pytest
+
+parity: .venv/.installed-parity
+	$(bin)/pytest $(shell grep -l importorskip -r tests --include='test_*.py')
 
 up: .venv/.installed
 	$(bin)/python -m flows.server up
@@ -30,4 +34,8 @@ down: .venv/.installed
 
 .venv/.installed-test: .venv/.installed
 	$(bin)/pip install --quiet --only-binary :all: -e '.[test]' -c constraints.txt
+	touch $@
+
+.venv/.installed-parity: .venv/.installed-test
+	$(bin)/pip install --quiet --only-binary :all: -e '.[parity]' -c constraints.txt
 	touch $@
