@@ -75,11 +75,7 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job
         todo = "set init to a pre-trained checkpoint"
         raise InputError("init", expected="a checkpoint for task finetune", found="none", todo=todo)
     model = classifier_from_mae(
-        Path(config.init),
-        len(classes),
-        drop_path=recipe.drop_path,
-        compute=config.compute,
-        pool=config.model.pool,
+        Path(config.init), len(classes), config.model, drop_path=recipe.drop_path, compute=config.compute
     )
     parameters, depth = model.trainable_params(), model.config.depth
     scales = [recipe.layer_decay ** (depth + 1 - layer_id(p.name, depth)) for p in parameters]

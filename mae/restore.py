@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from mindspore import Tensor, nn
 
 from datasets.stage import InputError
 
-from .config import ComputeConfig
+from .config import ComputeConfig, ModelConfig
 from .convert import Loaded, read
 from .layouts import differences, shapes
 from .model import MaskedAutoencoder
 from .vit import DEFAULT_COMPUTE, VisionTransformer
 
+ENCODER_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 FRESH = ("fc_norm.", "head.")  # of a classifier on a pre-trained encoder
 
 Settings = Optional[Mapping[str, Any]]
@@ -68,22 +69,25 @@ def load_encoder(path: Path, *, settings: Settings = None, compute: ComputeConfi
 
 
 def classifier_from_mae(
-    path: Path,
-    num_classes: int,
-    *,
-    drop_path: float,
-    compute: ComputeConfig = DEFAULT_COMPUTE,
-    pool: Literal["mean", "cls"] = "mean",
-    settings: Settings = None,
+    path: Path, num_classes: int, config: ModelConfig, *, drop_path: float, compute: ComputeConfig = DEFAULT_COMPUTE
 ) -> VisionTransformer:
     """A classifier on a pre-trained encoder, of a MAE or alone: its head is fresh, the decoder stays behind.
 
     With mean pooling the encoder's final norm stays behind too, and a fresh one stands before the head (upstream's
-    fine-tuning); with cls it is kept.
+    fine-tuning); with cls it is kept. Another image size than the checkpoint's interpolates its position embedding.
+
+    Raises:
+        InputError: `config` is of another encoder than the checkpoint.
     """
-    loaded = _read(path, settings, ("mae", "encoder"))
-    config = loaded.card.model.model_copy(update={"pool": pool})
-    model = VisionTransformer(config, num_classes, drop_path=drop_path, compute=compute)
+    loaded = _read(path, {"image_size": config.image_size}, ("mae", "encoder"))
+    found = loaded.card.model
+    for name in ENCODER_SIZES:
+        if getattr(found, name) != getattr(config, name):
+            expected = f"{name} {getattr(config, name)}, as the config's model has"
+            todo = f"set model.{name} to the checkpoint's"
+            raise InputError(path, expected=expected, found=str(getattr(found, name)), todo=todo)
+    found = found.model_copy(update={"pool": config.pool, "crop_pct": config.crop_pct})
+    model = VisionTransformer(found, num_classes, drop_path=drop_path, compute=compute)
     names = {p.name for p in model.get_parameters()}
     encoder = loaded.card.model_copy(update={"kind": "encoder"})
     weights = {name: loaded.weights[name] for name in shapes(encoder) if name in names}

@@ -87,16 +87,32 @@ def test_differences_are_named(trained):
     assert "mask_token (1, 1, 4) instead of (1, 1, 8)" in str(error.value)
 
 
-def test_a_classifier_takes_the_encoder_and_nothing_else(trained):
+def test_a_classifier_takes_the_encoder_and_nothing_else(tiny, trained):
     mae = {p.name: p.asnumpy() for p in load_mae(trained.checkpoint).get_parameters()}
     classifier = {
-        p.name: p.asnumpy() for p in classifier_from_mae(trained.checkpoint, 10, drop_path=0).get_parameters()
+        p.name: p.asnumpy()
+        for p in classifier_from_mae(trained.checkpoint, 10, tiny.model, drop_path=0).get_parameters()
     }
     shared = set(mae) & set(classifier)
     assert {"cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc2.bias"} <= shared
     for name in shared:
         np.testing.assert_array_equal(classifier[name], mae[name])
     assert set(classifier) - shared == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+
+
+def test_a_classifier_of_larger_images_has_an_interpolated_embedding(tiny, trained):
+    larger = tiny.model.model_copy(update={"image_size": 42})
+    model = classifier_from_mae(trained.checkpoint, 10, larger, drop_path=0)
+    assert model.config.image_size == 42
+    mae, found = load_mae(trained.checkpoint).pos_embed.asnumpy(), model.pos_embed.asnumpy()
+    assert found.shape == (1, 1 + 6 * 6, 16)
+    np.testing.assert_array_equal(found[:, 0], mae[:, 0])
+    np.testing.assert_allclose(found[:, 1:].mean(1), mae[:, 1:].mean(1), atol=0.05)
+
+
+def test_a_classifier_of_another_encoder_is_refused(tiny, trained):
+    with pytest.raises(InputError, match="expected depth 2, as the config's model has, found 1"):
+        classifier_from_mae(trained.checkpoint, 10, tiny.model.model_copy(update={"depth": 2}), drop_path=0)
 
 
 def test_the_other_kind_is_refused(trained):

@@ -390,7 +390,8 @@ def test_where_results_of_a_lone_file_go_has_to_be_said(tiny_encoder, records, t
 
 def test_the_final_norm_stays_with_the_cls_token(tmp_path):
     weights = ours(tmp_path / "vit.safetensors", card("encoder"))
-    model = classifier_from_mae(tmp_path / "vit.safetensors", 4, drop_path=0, pool="cls")
+    config = card("encoder").model.model_copy(update={"pool": "cls"})
+    model = classifier_from_mae(tmp_path / "vit.safetensors", 4, config, drop_path=0)
     np.testing.assert_array_equal(model.norm.weight.asnumpy(), weights["norm.weight"])
     assert model.head.weight.shape == (4, 16)
 
