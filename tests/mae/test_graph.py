@@ -23,7 +23,7 @@ from mae.device import setup
 from mae.masking import ids_from_noise
 from mae.model import MaskedAutoencoder
 from mae.objective import Update
-from mae.vit import Attention
+from mae.vit import Mix
 
 IMAGES, DEPTH, DECODER_DEPTH, HEADS = 3, 2, 1, 2
 LEN_KEEP, PATCHES = 5, 15
@@ -270,12 +270,12 @@ def test_a_bad_model_is_caught(monkeypatch, name, module, replaced, bad, check):
 
 
 def test_a_half_precision_softmax_is_caught(monkeypatch):
-    def build(self, dim, num_heads, dtype):
-        right(self, dim, num_heads, dtype)
+    def build(self, dtype):
+        right(self, dtype)
         self.softmax = HalfSoftmax()
 
-    right = Attention.__init__
-    monkeypatch.setattr(Attention, "__init__", build)
+    right = Mix.__init__
+    monkeypatch.setattr(Mix, "__init__", build)
     found = wrongly_typed(training_step(COMPUTE["float16"]))
     assert {kind for kind in found if kind.startswith("Softmax")}
 
