@@ -28,7 +28,7 @@ from .lock import exclusive
 from .restore import load_model
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"
-VERSION = 2  # raise it when the same inputs give another row or picture
+VERSION = 3  # raise it when the same inputs give another row or picture
 IDENTITY = ("path", "image_digest", "checkpoint_digest", "seed")
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets.stage import InputError
+from mae.config import ModelConfig
 from mae.evaluate import evaluate
 from mae.inference import from_patches, to_patches, to_pixels
 from mae.predict import predict
@@ -77,8 +78,8 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(trained, images, tm
 
 
 def test_pixels_are_clipped_not_wrapped():
-    assert to_pixels(np.full((1, 1, 3), 9.0)).tolist() == [[[255, 255, 255]]]
-    assert to_pixels(np.full((1, 1, 3), -9.0)).tolist() == [[[0, 0, 0]]]
+    assert to_pixels(np.full((1, 1, 3), 9.0), ModelConfig()).tolist() == [[[255, 255, 255]]]
+    assert to_pixels(np.full((1, 1, 3), -9.0), ModelConfig()).tolist() == [[[0, 0, 0]]]
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (1, 3), (3, 2)])
