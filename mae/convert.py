@@ -18,14 +18,13 @@ from datasets.stage import InputError, PathLike, StageResult, atomic_directory, 
 
 from . import checkpoint, hugging_face
 from .architecture import IMAGENET, Told, check_settings, describe, told_by_args, told_by_name
-from .checkpoint import Conversion, ModelCard
+from .checkpoint import CONFIG, PREPROCESSOR, Conversion, ModelCard
 from .layouts import detect, differences, shapes, to_hugging_face, to_ours
 from .pos_embed import interpolate
 from .weight_files import WeightFile, read_file, write_file
 
 OURS = "maeflow"
 LAYOUTS = ("upstream", "hugging_face")  # of what is written
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from mindspore import Tensor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from datasets.records import load_index
-from datasets.stage import InputError, PathLike, StageResult, file_digest, write_json
+from datasets.stage import InputError, PathLike, StageResult, write_json
 
 from . import checkpoint
 from .config import Config, LinearConfig
@@ -96,7 +96,7 @@ def evaluate(
     inputs = {
         "protocol": protocol,
         "version": VERSION,
-        "checkpoint": file_digest(model),
+        "checkpoint": checkpoint.model_digest(model),
         "records": index.result(records, reused=True).digest,
         "settings": _settings(protocol, config),
     }
