@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from datasets.stage import InputError
 
 from .checkpoint import ModelCard
-from .config import ModelConfig
+from .config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 
 # Heads by width of the published ViTs (Touvron et al. 2021, Dosovitskiy et al. 2021) and of the MAE decoder.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
 BESIDES = ("mask_ratio", "classes")  # settings that are the card's, not ModelConfig's
+IMAGENET = MappingProxyType({"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD})
 _PUBLISHED = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+(_dec512d8b)?")
 
 
@@ -53,8 +54,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def told_by_args(args: Mapping[str, Any]) -> Told:
-    """What upstream's training arguments say, of which checkpoint-N.pth keeps all."""
+    """What upstream's training arguments say, of which checkpoint-N.pth keeps all, or timm's."""
     fields: dict[str, Any] = {}
+    if args.get("mean") and args.get("std"):  # timm's
+        fields.update(pixel_mean=args["mean"], pixel_std=args["std"])
+    elif "norm_pix_loss" in args or "nb_classes" in args:  # upstream's, which knows no other
+        fields.update(IMAGENET)
     if "norm_pix_loss" in args:
         fields["norm_pix_loss"] = bool(args["norm_pix_loss"])
     if args.get("input_size"):
@@ -69,9 +74,11 @@ def told_by_args(args: Mapping[str, Any]) -> Told:
 
 def told_by_name(name: str) -> dict[str, Any]:
     """What the names of upstream's published files say: those for viewing predict plain pixels."""
+    if not re.match(r"mae_(pretrain|visualize|finetuned)_", name):
+        return {}
     if name.startswith("mae_visualize_"):
-        return {"norm_pix_loss": False}
-    return {"norm_pix_loss": True} if re.match(r"mae_pretrain_.*_full", name) else {}
+        return {**IMAGENET, "norm_pix_loss": False}
+    return {**IMAGENET, "norm_pix_loss": True} if re.match(r"mae_pretrain_.*_full", name) else dict(IMAGENET)
 
 
 def describe(
@@ -92,6 +99,7 @@ def describe(
     """
     shown, assumed = _shown(weights, where), []
     kind = told.kind or _kind(weights)
+    others = kind != "mae"  # which are normalised in several ways; every published MAE by ImageNet's values
     if random_decoder:
         if kind != "encoder":
             todo = "leave the flag out"
@@ -118,6 +126,10 @@ def describe(
         assumed.append("norm_pix_loss true: the file does not say (tell it: --set norm_pix_loss=...)")
     if kind == "encoder":
         fields.setdefault("pool", "cls")
+    for name in IMAGENET if others else ():
+        if name not in fields:
+            values = ", ".join(map(str, IMAGENET[name]))
+            assumed.append(f"{name} [{values}]: ImageNet's; many ViTs have 0.5 (tell it: --set {name}=[0.5,0.5,0.5])")
     grid, size = _grid(weights["pos_embed"].shape[1] - 1, fields["patch_size"], told, settings, where)
     fields["image_size"] = size
     mask_ratio = settings.get("mask_ratio", told.mask_ratio)

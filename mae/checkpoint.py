@@ -7,6 +7,7 @@ checkpoints/<step>/model.safetensors       parameters under upstream's state-dic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from .config import ModelConfig
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FOLDER_FILES = (MODEL, "pytorch_model.bin")  # the second in older Hugging Face folders
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # what Hugging Face says beside them
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +151,13 @@ def model_file(path: Path) -> Path:
         todo = "give a model.safetensors, a checkpoint directory or a run directory"
         raise InputError(path, expected="a checkpoint", found="none", todo=todo)
     return found / MODEL
+
+
+def model_digest(path: Path) -> str:
+    """SHA-256 of a model file; in a Hugging Face folder also of what is said beside it, which the model depends on."""
+    beside = [path.with_name(name) for name in (CONFIG, PREPROCESSOR) if path.name in FOLDER_FILES]
+    digests = [file_digest(path), *(f"{file.name} {file_digest(file)}" for file in beside if file.is_file())]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def run_directory(path: Path) -> Path | None:

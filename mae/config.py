@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -17,6 +17,11 @@ from datasets.stage import InputError
 
 DEMO_CONFIG = "configs/demo.yaml"
 LR_RULE = "lr = blr * batch_size * ranks * accum_iter / 256"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -61,6 +66,12 @@ class ModelConfig(_Section):
         "linear", description="batch_norm stands before the linear layer in upstream's linear probe"
     )
     crop_pct: float = Field(0.875, gt=0, le=1, description="centre share of the resized image that evaluation sees")
+    pixel_mean: tuple[Share, Share, Share] = Field(
+        IMAGENET_MEAN, description="subtracted from RGB between 0 and 1; ImageNet's, where others have 0.5"
+    )
+    pixel_std: tuple[PositiveShare, PositiveShare, PositiveShare] = Field(
+        IMAGENET_STD, description="then divided by; ImageNet's, where others have 0.5"
+    )
     num_classes: Optional[int] = Field(None, gt=1, description="checked against the data; none takes the data's")
 
     @model_validator(mode="after")

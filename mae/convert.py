@@ -17,15 +17,14 @@ import numpy as np
 from datasets.stage import InputError, PathLike, StageResult, atomic_directory, file_digest, write_json
 
 from . import checkpoint, hugging_face
-from .architecture import Told, check_settings, describe, told_by_args, told_by_name
-from .checkpoint import Conversion, ModelCard
+from .architecture import IMAGENET, Told, check_settings, describe, told_by_args, told_by_name
+from .checkpoint import CONFIG, PREPROCESSOR, Conversion, ModelCard
 from .layouts import detect, differences, shapes, to_hugging_face, to_ours
 from .pos_embed import interpolate
 from .weight_files import WeightFile, read_file, write_file
 
 OURS = "maeflow"
 LAYOUTS = ("upstream", "hugging_face")  # of what is written
-CONFIG = "config.json"
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def convert(
     Args:
         source, settings, random_decoder: as of `read`.
         destination: `.safetensors`, `.pth` (the state dict under `model`) or `.ckpt` (MindSpore) file; without a
-            suffix a Hugging Face folder (config.json, model.safetensors).
+            suffix a Hugging Face folder (config.json, preprocessor_config.json, model.safetensors).
         layout: names of the weights in a file: `upstream` (also timm's and ours; the default) or `hugging_face`.
         overwrite: replace what stands at `destination`. Without it only the same model may, which is then kept.
 
@@ -113,6 +112,7 @@ def convert(
         if folder:
             with atomic_directory(destination) as partial:
                 write_json(partial / CONFIG, config)
+                write_json(partial / PREPROCESSOR, hugging_face.preprocessor_json(loaded.card.model))
                 write_file(partial / checkpoint.MODEL, weights, loaded.card)
         else:
             write_file(destination, weights, loaded.card)
@@ -186,11 +186,14 @@ def _told(path: Path, file: WeightFile, layout: str) -> tuple[Told, list[str]]:
     if layout == "hugging_face":
         beside = path.with_name(CONFIG)
         if path.name in checkpoint.FOLDER_FILES and beside.is_file():
-            return hugging_face.told_by(_json(beside), beside), []
+            told, pixels = hugging_face.told_by(_json(beside), beside), path.with_name(PREPROCESSOR)
+            if not pixels.is_file():
+                return told, []
+            return told._replace(fields={**told.fields, **hugging_face.told_by_preprocessor(_json(pixels), pixels)}), []
         eps = hugging_face.LAYER_NORM_EPS
         return Told({"layer_norm_eps": eps}), [f"layer_norm_eps {eps}: Hugging Face's default; there is no config.json"]
     if layout == "mindformers":
-        return Told(), ["gelu exact: upstream's; MindFormers trains with the other (tell it: --set gelu=tanh)"]
+        return Told(IMAGENET), ["gelu exact: upstream's; MindFormers trains with the other (tell it: --set gelu=tanh)"]
     told = told_by_args(file.args)
     return told._replace(fields={**told_by_name(path.name), **told.fields}), []
 

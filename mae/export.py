@@ -1,7 +1,8 @@
 """A checkpoint as one file for other programs: MindIR for MindSpore and Ascend, ONNX for everything else.
 
-Input `images` (N, 3, H, W) float32, RGB, normalised by ImageNet's mean and standard deviation. Output of a pre-trained
-encoder `tokens` (N, 1 + L, D) after the final norm, of a classifier `logits` (N, classes). All in float32.
+Input `images` (N, 3, H, W) float32, RGB, normalised by the model's pixel mean and standard deviation, which stand in
+the file's metadata. Output of a pre-trained encoder `tokens` (N, 1 + L, D) after the final norm, of a classifier
+`logits` (N, classes). All in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from datasets.stage import InputError, PathLike, StageResult, file_digest
 
 from . import checkpoint
 from .device import setup
-from .objective import IMAGENET_MEAN, IMAGENET_STD
 from .onnx_graph import vit_graph
 from .restore import load_model
 from .vit import Encoder
@@ -117,10 +117,12 @@ def _load(path: Path) -> _Source:
     classifies = model.card.kind == "classifier"
     graph, output = (model, "logits") if classifies else (_Tokens(model), "tokens")
     graph.set_train(False)
+    config = model.card.model
+    normalisation = {"mean": config.pixel_mean, "std": config.pixel_std, "of": "RGB between 0 and 1"}
     metadata = {
         CARD: model.card.model_dump_json(),
         SOURCE: file_digest(path),
-        NORMALISATION: json.dumps({"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "of": "RGB between 0 and 1"}),
+        NORMALISATION: json.dumps(normalisation),
     }
     return _Source(model, graph, output, metadata)
 

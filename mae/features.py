@@ -34,7 +34,7 @@ class Encode(nn.Cell):
     def __init__(self, model: MaskedAutoencoder | VisionTransformer, pool: str) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
-        self.normalise = Normalise()
+        self.normalise = Normalise(model.config)
         self.mean = pool == "mean"
 
     def construct(self, images: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ def encoder_features(model: MaskedAutoencoder | VisionTransformer, pool: str) ->
     return in_fixed_batches(lambda images: encode(Tensor(images)).asnumpy())
 
 
-def pixel_features(images: np.ndarray) -> np.ndarray:
-    """Raw pixels (N, F) of uint8 images (N, H, W, 3), normalised as the encoders see them.
+def pixel_features(images: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Raw pixels (N, F) of uint8 images (N, H, W, 3), normalised as the config's encoder sees them.
 
     Sides above PIXEL_SIDE are averaged down to it: a probe on all pixels of large photos would fit in no memory.
     """
@@ -62,7 +62,7 @@ def pixel_features(images: np.ndarray) -> np.ndarray:
     lengths = np.diff(np.append(starts, size)).astype(np.float32)
     sums = np.add.reduceat(np.add.reduceat(images.astype(np.float32), starts, axis=1), starts, axis=2)
     means = sums / (lengths[:, None] * lengths)[:, :, None]
-    return normalise_pixels(means).reshape(len(images), -1)
+    return normalise_pixels(means, config).reshape(len(images), -1)
 
 
 def split_features(

@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's ViT and ViTMAE: what it says of the model, and the one that says it of ours."""
+"""Hugging Face's config.json and preprocessor_config.json of ViT and ViTMAE: what they say of a model, and ours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from datasets.stage import InputError
 
-from .architecture import Told
+from .architecture import IMAGENET, Told
 from .checkpoint import ModelCard
+from .config import ModelConfig
 
 KINDS = {
     "ViTMAEForPreTraining": "mae",
@@ -76,6 +77,7 @@ def told_by(config: Mapping[str, Any], where: object) -> Told:
     fields.update(patch_size=patch, gelu=_GELU[values["hidden_act"]])
     if config["model_type"] == "vit_mae":
         fields.update({ours: values[theirs] for ours, theirs in _DECODER_FIELDS.items()})
+        fields.update(IMAGENET)
     else:
         fields["pool"] = "cls"
     labels = config.get("id2label")
@@ -83,6 +85,46 @@ def told_by(config: Mapping[str, Any], where: object) -> Told:
     if classes == [f"LABEL_{number}" for number in range(len(classes or []))]:
         classes = None  # transformers' filling for names that nobody gave
     return Told(fields, kind=KINDS[names[0]] if names else None, classes=classes, mask_ratio=values.get("mask_ratio"))
+
+
+def told_by_preprocessor(config: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """ModelConfig's fields in preprocessor_config.json, with the defaults of transformers' ViTImageProcessor.
+
+    Raises:
+        InputError: pixels are scaled to something else than 0 to 1 before they are normalised, or a value is no colour.
+    """
+    values = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **config}
+    factor = values["rescale_factor"] if values["do_rescale"] else 1
+    if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-3:
+        todo = "correct it, or remove the file and tell pixel_mean and pixel_std"
+        raise InputError(f"{where}: rescale_factor", expected="1/255", found=str(factor), todo=todo)
+    if not values["do_normalize"]:
+        return {"pixel_mean": (0, 0, 0), "pixel_std": (1, 1, 1)}
+    fields = {}
+    for ours, theirs, lowest in (("pixel_mean", "image_mean", 0), ("pixel_std", "image_std", 1e-6)):
+        value = values.get(theirs, 0.5)
+        colour = value if isinstance(value, list) else [value] * 3
+        if len(colour) != 3 or not all(isinstance(v, (int, float)) and lowest <= v <= 1 for v in colour):
+            expected = f"three numbers between {lowest} and 1"
+            raise InputError(f"{where}: {theirs}", expected=expected, found=repr(value), todo="correct it")
+        fields[ours] = tuple(colour)
+    return fields
+
+
+def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json of a ViTImageProcessor that normalises as the model does and resizes to its size."""
+    height, width = config.image_shape
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 3,  # Pillow's bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.pixel_mean),
+        "image_std": list(config.pixel_std),
+    }
 
 
 def config_json(card: ModelCard) -> dict[str, Any]:

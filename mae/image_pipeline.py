@@ -12,10 +12,11 @@ from typing import Any, Union
 from mindspore import nn
 from PIL import Image
 
-from datasets.stage import InputError, PathLike, atomic_write, file_digest
+from datasets.stage import InputError, PathLike, atomic_write
 
 from . import hub
 from .auto import weights
+from .checkpoint import model_digest
 from .images import ImageLike, Source, sources
 from .inference import Classifier, Reconstructor
 from .model import MaskedAutoencoder
@@ -52,7 +53,7 @@ def pipeline(
     if isinstance(model, Encoder):
         return ImagePipeline(task, model, _digest(model), seed, Path(save_dir))
     path = weights(for_task(task, model))
-    return ImagePipeline(task, load_model(path), file_digest(path), seed, Path(save_dir))
+    return ImagePipeline(task, load_model(path), model_digest(path), seed, Path(save_dir))
 
 
 def for_task(task: str, model: PathLike) -> PathLike:
@@ -118,8 +119,8 @@ def _require(model: Encoder, kind: type, what: str, task: str) -> None:
 
 
 def _digest(model: Encoder) -> str:
-    """SHA-256 of a model's weights: its pictures take no other model's names."""
-    digest = hashlib.sha256()
+    """SHA-256 of a model's config and weights: its pictures take no other model's names."""
+    digest = hashlib.sha256(model.config.model_dump_json().encode())
     for parameter in model.get_parameters():
         digest.update(parameter.asnumpy().tobytes())
     return digest.hexdigest()

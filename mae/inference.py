@@ -18,7 +18,7 @@ from datasets.evaluation import centre_view
 from .config import ModelConfig
 from .masking import ids_from_noise
 from .model import MaskedAutoencoder
-from .objective import IMAGENET_MEAN, IMAGENET_STD, Classify, Reconstruct, normalise_pixels
+from .objective import Classify, Reconstruct, normalise_pixels
 from .vit import VisionTransformer
 
 MASK_GREY = 127
@@ -50,7 +50,7 @@ class Reconstructor:
     def __call__(self, image: Image.Image, *, seed: int, digest: str) -> Reconstruction:
         """Reconstruct an image from its visible patches; the mask is a function of `seed` and the image's `digest`."""
         pixels, patch_size = view(image, self.config), self.config.patch_size
-        target = to_patches(normalise_pixels(pixels), patch_size)
+        target = to_patches(normalise_pixels(pixels, self.config), patch_size)
         noise = np.random.default_rng([seed, int(digest, 16)]).random((1, len(target)))
         ids_keep, ids_restore = ids_from_noise(noise, self.mask_ratio)
         outputs = self.graph(Tensor(pixels[None]), Tensor(ids_keep), Tensor(ids_restore))
@@ -61,7 +61,7 @@ class Reconstructor:
             spread = np.sqrt(target.var(1, ddof=1, keepdims=True) + 1e-6)
         error = (((target - mean) / spread - pred) ** 2).mean(1)
         mask = from_patches(np.repeat(removed[:, None], target.shape[1], axis=1), patch_size, self.config.grid) == 1
-        predicted = to_pixels(from_patches(pred * spread + mean, patch_size, self.config.grid))
+        predicted = to_pixels(from_patches(pred * spread + mean, patch_size, self.config.grid), self.config)
         return Reconstruction(
             original=pixels,
             masked=np.where(mask, np.full_like(pixels, MASK_GREY), pixels),
@@ -113,7 +113,7 @@ def from_patches(patches: np.ndarray, patch_size: int, grid: tuple[int, int]) ->
     return parts.reshape(rows * patch_size, columns * patch_size, 3)
 
 
-def to_pixels(normalised: np.ndarray) -> np.ndarray:
-    """Normalised pixels (H, W, 3) float32 -> uint8, clipped (a plain cast would wrap round)."""
-    values = (normalised * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)) * 255
+def to_pixels(normalised: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Pixels (H, W, 3) float32, normalised for the model -> uint8, clipped (a plain cast would wrap round)."""
+    values = (normalised * np.array(config.pixel_std) + np.array(config.pixel_mean)) * 255
     return values.round().clip(0, 255).astype(np.uint8)

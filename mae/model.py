@@ -34,7 +34,7 @@ class Unshuffle(nn.Cell):
 
 
 class MaskedAutoencoder(Encoder):
-    """MAE with upstream's state-dict keys. Images are (N, 3, H, W) float32, normalised by ImageNet's mean and std."""
+    """MAE with upstream's state-dict keys. Images are (N, 3, H, W) float32, normalised by the config's pixel values."""
 
     def __init__(self, config: ModelConfig, *, compute: ComputeConfig = DEFAULT_COMPUTE) -> None:
         super().__init__(config, compute)

@@ -8,27 +8,25 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from .config import ModelConfig
 from .model import MaskedAutoencoder
 from .optim import AdamW
 from .vit import VisionTransformer
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-def normalise_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (..., 3) between 0 and 255 -> float32, less ImageNet's mean, over its standard deviation."""
-    shift, scale = (np.array(v, np.float32) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+def normalise_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Pixels (..., 3) between 0 and 255 -> float32, less the model's pixel mean, over its pixel standard deviation."""
+    shift, scale = (np.array(v, np.float32) * 255 for v in (config.pixel_mean, config.pixel_std))
     return (pixels - shift) / scale
 
 
 class Normalise(nn.Cell):
     """`normalise_pixels` in the graph: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.shift = Tensor(np.array(IMAGENET_MEAN, np.float32) * 255)
-        self.scale = Tensor(1 / (np.array(IMAGENET_STD, np.float32) * 255))
+        self.shift = Tensor(np.array(config.pixel_mean, np.float32) * 255)
+        self.scale = Tensor(1 / (np.array(config.pixel_std, np.float32) * 255))
 
     def construct(self, images: Tensor) -> Tensor:
         return ((images.astype(ms.float32) - self.shift) * self.scale).transpose(0, 3, 1, 2)
@@ -40,7 +38,7 @@ class PretrainLoss(nn.Cell):
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
-        self.normalise = Normalise()
+        self.normalise = Normalise(model.config)
 
     def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
         return self.model(self.normalise(images), ids_keep, ids_restore)
@@ -52,7 +50,7 @@ class ClassifyLoss(nn.Cell):
     def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
-        self.normalise = Normalise()
+        self.normalise = Normalise(model.config)
         self.label_smoothing = label_smoothing
 
     def construct(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -128,7 +126,7 @@ class Classify(nn.Cell):
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
-        self.normalise = Normalise()
+        self.normalise = Normalise(model.config)
 
     def construct(self, images: Tensor) -> Tensor:
         return self.model(self.normalise(images))
@@ -140,7 +138,7 @@ class Reconstruct(nn.Cell):
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
-        self.normalise = Normalise()
+        self.normalise = Normalise(model.config)
 
     def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.reconstruct(self.normalise(images), ids_keep, ids_restore)

@@ -21,6 +21,7 @@ from PIL import Image
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, file_digest, value_digest
 
 from .auto import weights
+from .checkpoint import model_digest
 from .device import setup
 from .images import ImageLike, Source, sources
 from .inference import Classifier, Reconstructor
@@ -28,7 +29,7 @@ from .lock import exclusive
 from .restore import load_model
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"
-VERSION = 2  # raise it when the same inputs give another row or picture
+VERSION = 3  # raise it when the same inputs give another row or picture
 IDENTITY = ("path", "image_digest", "checkpoint_digest", "seed")
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def predict(
     model_path, out = weights(checkpoint), Path(out)
     found = {
         tuple(row[key] for key in IDENTITY): (source, row)
-        for source, row in _requests(sources(images), file_digest(model_path), seed)
+        for source, row in _requests(sources(images), model_digest(model_path), seed)
     }
     earlier = _read(out)
     missing = [pair for identity, pair in found.items() if not _intact(earlier.get(identity), out)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
 from datasets.records import load_index
-from datasets.stage import InputError, StageResult, atomic_write, file_digest, value_digest, write_json
+from datasets.stage import InputError, StageResult, atomic_write, value_digest, write_json
 
 from . import checkpoint
 from .config import Config, dump_config
@@ -42,7 +42,7 @@ def run_directory(config: Config, *, workspace: Path) -> Path:
     resolved["device"].pop("python")
     resolved["records"] = load_index(_records(config)).result(_records(config), reused=True).digest
     if config.init is not None:
-        resolved["init"] = file_digest(checkpoint.model_file(Path(config.init)))
+        resolved["init"] = checkpoint.model_digest(checkpoint.model_file(Path(config.init)))
     return workspace / "runs" / f"{config.name}-{value_digest(resolved)}"
 
 

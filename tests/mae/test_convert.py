@@ -22,6 +22,8 @@ from .test_layouts import as_mindformers
 from .weights import assert_same, card, random_weights
 
 TOLD = {"num_heads": 2, "decoder_num_heads": 2}
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 MAE = card()
 CARDS = {
     "mae": MAE,
@@ -29,6 +31,7 @@ CARDS = {
     "cls classifier": card("classifier", pool="cls"),
     "linear probe": card("classifier", pool="cls", head="batch_norm"),
     "encoder": card("encoder"),
+    "other pixels": card("classifier", pool="cls", pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.25, 1)),
     "not square": card(image_size=(32, 16), mlp_ratio=2.5, gelu="tanh", norm_pix_loss=False),
 }
 
@@ -142,6 +145,9 @@ def without(*names):
         ("unknown setting", lambda w: None, {"num_head": 2}, "num_head: .*did you mean num_heads"),
         ("unfit heads", lambda w: None, {**TOLD, "num_heads": 3}, "embed_dim must be a multiple of num_heads"),
         ("contradicting depth", lambda w: None, {**TOLD, "depth": 3}, "missing: blocks.2.attn.proj.bias"),
+        ("a mean of 255", lambda w: None, {**TOLD, "pixel_mean": [123.7, 116.3, 103.5]}, "pixel_mean.0: .*equal to 1"),
+        ("a grey mean", lambda w: None, {**TOLD, "pixel_mean": [0.5]}, "pixel_mean.1: .*required"),
+        ("no spread", lambda w: None, {**TOLD, "pixel_std": [0.5, 0, 0.5]}, "pixel_std.1: .*greater than 0"),
         ("size no multiple", lambda w: None, {**TOLD, "image_size": 33}, "must be a multiple of patch_size"),
         ("not square", lambda w: w.update(pos_embed=w["pos_embed"][:, :9]), TOLD, "8 patches, which is no square"),
         ("no ViT", lambda w: w.clear() or w.update(x=np.zeros(3, np.float32)), {}, "a vision transformer's weights"),
@@ -265,6 +271,92 @@ def test_a_hugging_face_config_tells_the_model(tmp_path):
     alone = read((tmp_path / "hf" / "model.safetensors").rename(tmp_path / "vit.safetensors"), settings=TOLD)
     assert alone.card.model.layer_norm_eps == 1e-12
     assert any("layer_norm_eps" in line for line in alone.card.conversion.assumed)
+
+
+def pixels(of):
+    return of.model.pixel_mean, of.model.pixel_std
+
+
+def test_cards_from_before_there_were_pixel_values_mean_imagenets(tmp_path):
+    text = MAE.model_dump(mode="json")
+    del text["model"]["pixel_mean"], text["model"]["pixel_std"]
+    save_file(random_weights(MAE), tmp_path / "old.safetensors", metadata={"maeflow": json.dumps(text)})
+    assert pixels(read(tmp_path / "old.safetensors").card) == IMAGENET
+    assert read(tmp_path / "old.safetensors").card == MAE
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "layout", "warned"),
+    [
+        ("mae.safetensors", MAE, "upstream", False),
+        ("mae_pretrain_vit_tiny.safetensors", card("encoder"), "upstream", False),
+        ("mae_finetuned_vit_tiny.safetensors", card("classifier"), "upstream", False),
+        ("timm.safetensors", CARDS["cls classifier"], "upstream", True),
+        ("timm_features.safetensors", card("encoder"), "upstream", True),
+        ("mae.safetensors", MAE, "hugging_face", False),
+        ("vit.safetensors", CARDS["cls classifier"], "hugging_face", True),
+        ("folder", MAE, "hugging_face", False),
+        ("folder", CARDS["cls classifier"], "hugging_face", True),
+        ("folder", card("encoder"), "hugging_face", True),
+    ],
+)
+def test_pixel_values_of_what_may_have_others_are_assumed_aloud(tmp_path, caplog, name, of, layout, warned):
+    source = tmp_path / name
+    if name == "folder":
+        (hf_folder(source, of) / "preprocessor_config.json").unlink()
+    elif layout == "hugging_face":
+        save_file(to_hugging_face(random_weights(of), prefixed=of.kind != "encoder"), source)
+    else:
+        bare(source, of)
+    caplog.clear()
+    loaded = read(source, settings=TOLD)
+    assert pixels(loaded.card) == IMAGENET
+    found = [line.split()[0] for line in loaded.card.conversion.assumed if "pixel" in line]
+    assert found == (["pixel_mean", "pixel_std"] if warned else [])
+    assert ("--set pixel_mean=[0.5,0.5,0.5]" in caplog.text) is warned
+    told = read(source, settings={**TOLD, "pixel_mean": [0.5] * 3, "pixel_std": [0.5] * 3})
+    assert pixels(told.card) == HALF
+    assert not any("pixel" in line for line in told.card.conversion.assumed)
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocessor", "expected"),
+    [
+        ("halves", {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, HALF),
+        ("ImageNet's", {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}, IMAGENET),
+        ("one number", {"image_mean": 0.5, "image_std": 0.25}, ((0.5,) * 3, (0.25,) * 3)),
+        ("transformers' defaults", {"feature_extractor_type": "ViTFeatureExtractor"}, HALF),
+        ("not normalised", {"do_normalize": False, "image_mean": [0.5] * 3}, ((0, 0, 0), (1, 1, 1))),
+        ("a rounded factor", {"rescale_factor": 0.00392156862745098}, HALF),
+        ("another factor", {"rescale_factor": 0.00784313725490196}, "rescale_factor: expected 1/255, found 0.0078"),
+        ("not rescaled", {"do_rescale": False}, "rescale_factor: expected 1/255, found 1"),
+        ("of 255", {"image_mean": [123.675, 116.28, 103.53]}, "image_mean: expected three numbers between 0 and 1"),
+        ("no spread", {"image_std": [0.5, 0, 0.5]}, "image_std: expected three numbers"),
+        ("two channels", {"image_std": [0.5, 0.5]}, "image_std: expected three numbers"),
+        ("a word", {"image_mean": "imagenet"}, "image_mean: expected three numbers"),
+    ],
+)
+def test_a_hugging_face_preprocessor_tells_the_pixel_values(tmp_path, name, preprocessor, expected):
+    folder = hf_folder(tmp_path / "hf", CARDS["cls classifier"])
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=f"preprocessor_config.json: {expected}"):
+            read(folder)
+        return
+    loaded = read(folder)
+    assert pixels(loaded.card) == expected, name
+    assert loaded.card.conversion.assumed == []
+
+
+def test_a_hugging_face_folder_keeps_the_pixel_values(tmp_path):
+    """By preprocessor_config.json alone: `hf_folder` has taken our card out of the weights."""
+    of = CARDS["other pixels"]
+    folder = hf_folder(tmp_path / "hf", of)
+    assert pixels(read(folder).card) == pixels(of)
+    convert(folder, tmp_path / "again")
+    first, second = ((f / "preprocessor_config.json").read_text() for f in (folder, tmp_path / "again"))
+    assert first == second
+    assert json.loads(first)["size"] == {"height": 32, "width": 32}
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from mindspore import Tensor  # noqa: E402
+
 from datasets.stage import InputError  # noqa: E402
+from mae.checkpoint import model_file  # noqa: E402
 from mae.convert import convert, read  # noqa: E402
+from mae.objective import Classify  # noqa: E402
 from mae.pos_embed import interpolate  # noqa: E402
+from mae.restore import load_classifier  # noqa: E402
 
 from .torch_models import TimmViT, hf_classifier, hf_mae, randomise  # noqa: E402
 from .weights import assert_same, card, random_weights  # noqa: E402
@@ -215,6 +220,47 @@ def test_other_forms_of_hugging_face(tmp_path, kind, form):
     assert_same(loaded.weights, expected)
     assert loaded.card.kind == kind
     assert loaded.card.model.layer_norm_eps == 1e-12
+
+
+HALF = [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("mean", "std"), [(HALF, HALF), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+def test_logits_from_uint8_pixels_are_those_of_transformers_with_its_processor(tmp_path, mean, std):
+    theirs, size = hf_classifier(), {"height": 30, "width": 30}
+    processor = transformers.ViTImageProcessor(size=size, image_mean=mean, image_std=std)
+    images = np.random.default_rng(0).integers(0, 256, (3, 30, 30, 3), dtype=np.uint8)
+    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = theirs(pixels).logits.numpy()
+    theirs.save_pretrained(tmp_path / "theirs")
+    processor.save_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours.safetensors")
+    convert(tmp_path / "ours.safetensors", tmp_path / "back")
+    for source in (tmp_path / "theirs", tmp_path / "ours.safetensors"):
+        classify = Classify(load_classifier(model_file(source)))
+        classify.set_train(False)
+        np.testing.assert_allclose(classify(Tensor(images)).asnumpy(), expected, atol=1e-4)
+    back = transformers.AutoImageProcessor.from_pretrained(tmp_path / "back")
+    assert (list(back.image_mean), list(back.image_std), int(back.resample)) == (mean, std, 3)
+    assert dict(back.size) == size
+    torch.testing.assert_close(back(list(images), return_tensors="pt")["pixel_values"], pixels, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "warned", "mean"),
+    [
+        ("upstream's fine-tuning", {"nb_classes": 3, "global_pool": True}, False, (0.485, 0.456, 0.406)),
+        ("timm's, told", {"model": "vit", "mean": HALF, "std": HALF}, False, (0.5, 0.5, 0.5)),
+        ("timm's, not told", {"model": "vit", "mean": None, "std": None}, True, (0.485, 0.456, 0.406)),
+    ],
+)
+def test_training_arguments_tell_the_pixel_values(tmp_path, name, args, warned, mean):
+    content = {"model": tensors(random_weights(card("classifier"))), "args": Namespace(**args)}
+    torch.save(content, tmp_path / "last.pth")
+    found = read(tmp_path / "last.pth", settings=TOLD).card
+    assert found.model.pixel_mean == mean, name
+    assert any("pixel_mean" in line for line in found.conversion.assumed) is warned
 
 
 def test_the_encoder_of_transformers_mae(tmp_path):

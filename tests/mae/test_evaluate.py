@@ -1,15 +1,15 @@
 """Protocols: the numbers are those of the data, the same input is not measured twice."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
 from datasets.stage import InputError
-from mae.config import LinearConfig
+from mae.config import LinearConfig, ModelConfig
 from mae.evaluate import _linear_judge, _neighbours_judge, evaluate
 from mae.features import Features, in_fixed_batches, pixel_features, split_features
-from mae.objective import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,9 @@ def test_judges_separate_what_is_separable(judge):
 
 @pytest.mark.parametrize(("size", "side"), [(28, 28), (32, 32), (64, 32), (50, 32), (224, 32)])
 def test_pixels_of_large_images_are_averaged(size, side):
+    config = ModelConfig(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.25, 1))
     images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
-    found = pixel_features(images).reshape(2, side, side, 3) * IMAGENET_STD + IMAGENET_MEAN
+    found = pixel_features(images, config).reshape(2, side, side, 3) * config.pixel_std + config.pixel_mean
     edges = [i * size // side for i in range(side)] + [size]
     for row, column in ((0, 0), (side - 1, 3), (7, side - 1)):
         block = images[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]]
@@ -100,5 +101,5 @@ def test_a_short_last_batch_changes_nothing(records, tiny):
     features = split_features(records, "val", tiny.model, compute, workers=1)
     assert features.values.shape == (40, 3)
     assert seen == [256]
-    whole = split_features(records, "val", tiny.model, pixel_features, workers=1)
+    whole = split_features(records, "val", tiny.model, partial(pixel_features, config=tiny.model), workers=1)
     np.testing.assert_array_equal(whole.labels, features.labels)

@@ -154,11 +154,13 @@ def metadata_of(path):
 def test_the_file_says_what_it_is(tmp_path, suffix):
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")
-    _, path = saved(tmp_path, "classifier", {})
+    pixels = {"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.5, 0.25, 1)}
+    _, path = saved(tmp_path, "classifier", pixels)
     metadata = metadata_of(export.export(path, tmp_path / f"model{suffix}", batch_size=2).path)
     assert checkpoint.ModelCard.model_validate_json(metadata["maeflow"]) == checkpoint.load_card(path)
     assert metadata["source_digest"] == file_digest(path)
-    assert json.loads(metadata["normalisation"])["std"] == [0.229, 0.224, 0.225]
+    normalisation = json.loads(metadata["normalisation"])
+    assert (normalisation["mean"], normalisation["std"]) == ([0.5, 0.4, 0.3], [0.5, 0.25, 1])
 
 
 def test_half_precision_models_export_in_float32(tmp_path):

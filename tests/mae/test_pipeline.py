@@ -106,17 +106,19 @@ def test_a_prediction_outside_the_range_is_clipped(photo):
         assert (patches(result.filled).transpose(0, 2, 1, 3, 4)[removed] == value).all()
 
 
-def test_a_mean_prediction_has_the_patches_own_mean(photo, trained):
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.4, 0.3), (0.5, 0.25, 0.125))]
+)
+def test_a_mean_prediction_has_the_patches_own_mean(photo, mean, std):
     """Normalised pixels: a decoder that predicts 0 everywhere gives each removed patch its own mean."""
     from mindspore import Tensor
 
-    model = AutoModel.from_config(WIDE.model_copy(update={"norm_pix_loss": True}))
+    model = AutoModel.from_config(WIDE.model_copy(update={"norm_pix_loss": True, "pixel_mean": mean, "pixel_std": std}))
     for parameter in model.decoder_pred.get_parameters():
         parameter.set_data(Tensor(np.zeros(parameter.shape, np.float32)))
     result = Reconstructor(model, 0.75)(load_image(photo), seed=0, digest="1")
     means = patches(result.original).astype(float) / 255
-    spread = np.array([0.229, 0.224, 0.225])
-    shift = np.array([0.485, 0.456, 0.406])
+    spread, shift = np.array(std), np.array(mean)
     normal = ((means - shift) / spread).mean((1, 3, 4))  # one mean for all channels of a patch, as upstream has it
     expected = (normal[:, :, None] * spread + shift) * 255
     filled = patches(result.filled)
@@ -124,6 +126,26 @@ def test_a_mean_prediction_has_the_patches_own_mean(photo, trained):
     assert removed.sum() == 6
     for row, column in zip(*np.nonzero(removed), strict=True):
         np.testing.assert_allclose(filled[row, :, column].mean((0, 1)), expected[row, column].clip(0, 255), atol=0.51)
+
+
+def test_plain_pixels_are_those_of_the_models_own_scale(photo):
+    """A decoder that predicts 1 everywhere paints the model's mean plus one standard deviation."""
+    from mindspore import Tensor
+
+    model = AutoModel.from_config(
+        WIDE.model_copy(update={"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.5, 0.25, 0.1)})
+    )
+    for parameter in model.decoder_pred.get_parameters():
+        value = float(parameter.name.endswith("bias"))
+        parameter.set_data(Tensor(np.full(parameter.shape, value, np.float32)))
+    result = Reconstructor(model, 0.75)(load_image(photo), seed=0, digest="1")
+    removed = (patches(result.masked) == 127).all((1, 3, 4))
+    assert removed.sum() == 6
+    painted = patches(result.filled).transpose(0, 2, 1, 3, 4)[removed].reshape(-1, 3)
+    assert np.unique(painted, axis=0).tolist() == [[255, 166, 102]]  # 255 x (1.0, 0.65, 0.4)
+    normal = (result.original / 255 - (0.5, 0.4, 0.3)) / (0.5, 0.25, 0.1)
+    error = ((patches(normal) - 1) ** 2).mean((1, 3, 4))[removed]
+    assert result.loss == pytest.approx(error.mean(), rel=1e-5)
 
 
 def test_a_classifier_names_its_five_likeliest_classes(photo):

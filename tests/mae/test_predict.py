@@ -1,5 +1,6 @@
 """Predictions: pictures and rows per image, the same for the same seed, nothing overwritten."""
 
+import json
 import subprocess
 import sys
 
@@ -7,8 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from datasets.stage import InputError
+from mae.checkpoint import MODEL, load_weights
+from mae.config import ModelConfig
+from mae.convert import convert
 from mae.evaluate import evaluate
 from mae.inference import from_patches, to_patches, to_pixels
 from mae.predict import predict
@@ -77,8 +82,8 @@ def test_an_unreadable_image_is_named_and_nothing_is_written(trained, images, tm
 
 
 def test_pixels_are_clipped_not_wrapped():
-    assert to_pixels(np.full((1, 1, 3), 9.0)).tolist() == [[[255, 255, 255]]]
-    assert to_pixels(np.full((1, 1, 3), -9.0)).tolist() == [[[0, 0, 0]]]
+    assert to_pixels(np.full((1, 1, 3), 9.0), ModelConfig()).tolist() == [[[255, 255, 255]]]
+    assert to_pixels(np.full((1, 1, 3), -9.0), ModelConfig()).tolist() == [[[0, 0, 0]]]
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (1, 3), (3, 2)])
@@ -147,6 +152,20 @@ def test_what_is_not_as_this_code_makes_it_is_made_again_in_place(trained, image
     assert (again.reused, again.images) == (False, 2)
     assert table(again) == rows
     assert picture.read_bytes() == content
+
+
+def test_a_hugging_face_folder_that_says_something_else_predicts_again(trained, images, tmp_path):
+    folder = tmp_path / "hf"
+    convert(trained.run_dir, folder)
+    save_file(load_weights(folder / MODEL), folder / MODEL)  # without our card, which would go before
+    given = sorted((images / "val").rglob("*.JPEG"))[:1]
+    (first,) = table(predict(folder, given, tmp_path / "out"))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    rows = table(predict(folder, given, tmp_path / "out"))
+    assert rows[0] == first
+    assert len(rows) == 2
+    assert rows[1]["loss"] != first["loss"]
+    assert predict(folder, given, tmp_path / "out").reused
 
 
 def test_predictions_of_the_other_kind_are_not_mixed(trained, records, images, tiny, tmp_path):
