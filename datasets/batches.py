@@ -40,7 +40,7 @@ def steps_per_epoch(images: int, *, batch_size: int, ranks: int) -> int:
         raise InputError(
             "batch_size",
             expected=f"at most {images} training images in a global batch",
-            found=f"{batch_size} x {ranks} ranks = {batch_size * ranks}",
+            found=f"{batch_size} (batch_size * accum_iter) x {ranks} ranks = {batch_size * ranks}",
             todo="set a smaller batch_size or accum_iter",
         )
     return steps

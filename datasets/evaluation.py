@@ -11,18 +11,21 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from datasets.image import to_rgb
 from datasets.stage import InputError, PathLike
 
 
 def decode(content: PathLike | bytes, *, where: object) -> Image.Image:
     """An image file, or its bytes, as RGB without regard to its EXIF orientation, as torchvision's loader does.
 
+    Files of 16 bits are scaled to 8, as they are stored in records; the loader would clip them to white.
+
     Raises:
         InputError: `where` cannot be read or is no image.
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as file:
-            return file.convert("RGB")
+            return to_rgb(file)
     except FileNotFoundError:
         raise InputError(where, expected="an image", found="no such file", todo="correct the path") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:

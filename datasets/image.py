@@ -78,7 +78,7 @@ def inspect(data: bytes) -> Inspection:
     if not odd:
         return found._replace(status="ok")
     try:
-        _to_rgb(image)
+        to_rgb(image)
     except ValueError as error:
         return found._replace(status="unsupported", reason=f"{odd}: {error}")
     return found._replace(status="converted", reason=odd)
@@ -95,7 +95,7 @@ def stored_bytes(data: bytes, *, short_side: int | None) -> bytes:
     shrink = short_side is not None and min(image.size) > short_side
     if not shrink and not _odd(image, data, sniff(data)):
         return data
-    image = _to_rgb(image)
+    image = to_rgb(image)
     if short_side is not None and shrink:
         scale = short_side / min(image.size)
         width, height = (max(short_side, round(side * scale)) for side in image.size)
@@ -127,8 +127,8 @@ def _odd(image: Image.Image, data: bytes, name: str | None) -> str:
     return ""
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB. Raises ValueError for modes without a defined white level."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; 16 bits are scaled, where Pillow would clip. Raises ValueError for modes without a white level."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # 16-bit grey (mode I in older Pillow); convert("RGB") would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")

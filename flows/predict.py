@@ -7,11 +7,12 @@ from pathlib import Path
 from prefect import flow
 
 import tasks.predict
+from mae.config import Target
 from mae.predict import Predictions
 
 
 @flow(name="mae-predict")
-def mae_predict(checkpoint: str, images: list[str], out: str, target: str = "CPU", seed: int = 0) -> Predictions:
+def mae_predict(checkpoint: str, images: list[str], out: str, target: Target = "CPU", seed: int = 0) -> Predictions:
     """Predict images into the folder `out`: reconstructions for a MAE, else classes.
 
     `checkpoint` is a known name or a path; `images` are files, folders or http(s) addresses.

@@ -115,7 +115,7 @@ def describe(
             continue
         if fields[width] not in published:
             found = f"{width} {fields[width]}, which is none of {', '.join(map(str, published))}"
-            todo = f"tell it: --set {name}=..."
+            todo = f"tell it: `mae convert SRC DST --set {name}=...`, or {name}=... in Python"
             raise InputError(where, expected=f"{name}, which no shape shows", found=found, todo=todo)
         fields[name] = published[fields[width]]
         assumed.append(f"{name} {fields[name]}: the published models' of {width} {fields[width]}")
@@ -144,10 +144,12 @@ def describe(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        found = str(first.get("ctx", {}).get("error", repr(first["input"])))
+        key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))  # of a union's branch
+        expected, found = first["msg"], repr(first["input"])
+        if first["type"] == "value_error":  # of a validator, which says itself what it expected and got
+            expected, found = "sizes that fit", str(first["ctx"]["error"])
         todo = "correct what is told, or give a model that fits"
-        raise InputError(f"{where}: {key}".rstrip(": "), expected=first["msg"], found=found, todo=todo) from None
+        raise InputError(f"{where}: {key}".rstrip(": "), expected=expected, found=found, todo=todo) from None
     return Architecture(card, grid, assumed)
 
 
@@ -176,6 +178,9 @@ def _shown(weights: Mapping[str, np.ndarray], where: object) -> dict[str, Any]:
     if "mask_token" in weights:
         fields["decoder_embed_dim"] = weights["mask_token"].shape[-1]
         fields["decoder_depth"] = max(_depth(weights, "decoder_blocks"), 1)
+        first = weights.get("decoder_blocks.0.mlp.fc1.weight")
+        if first is not None and len(first) != int(fields["decoder_embed_dim"] * fields["mlp_ratio"]):
+            fields["decoder_mlp_ratio"] = _ratio(len(first), fields["decoder_embed_dim"])
     head = next((name for name in ("head.1.weight", "head.weight") if name in weights), None)
     if head is not None:
         fields["num_classes"] = len(weights[head])
@@ -209,7 +214,7 @@ def _grid(
     if own is None and side * side == patches:
         own = side * patch_size
     if own is None:
-        todo = "tell it: --set image_size='[height, width]'"
+        todo = "tell it: `mae convert SRC DST --set image_size='[height, width]'`, or image_size=... in Python"
         found = f"a position embedding of {patches} patches, which is no square"
         raise InputError(where, expected="an image size", found=found, todo=todo)
     return _cells(own, patch_size), asked if asked is not None else own

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -56,7 +56,7 @@ class ModelCard(BaseModel):
     kind: Literal["mae", "classifier", "encoder"]
     model: ModelConfig
     classes: Optional[list[str]] = None  # of a classifier, in label order; none where the file names none
-    mask_ratio: Optional[float] = None  # of a MAE
+    mask_ratio: Optional[float] = Field(None, gt=0, lt=1)  # of a MAE
     decoder: Optional[Literal["random"]] = None  # of a MAE: not trained, put on an encoder
     conversion: Optional[Conversion] = None  # none: trained here
 
@@ -146,11 +146,12 @@ def model_file(path: Path) -> Path:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    found = newest(path / "checkpoints")
-    if found is None:
-        todo = "give a model.safetensors, a checkpoint directory or a run directory"
-        raise InputError(path, expected="a checkpoint", found="none", todo=todo)
-    return found / MODEL
+    checkpoint = newest(path / "checkpoints")
+    if checkpoint is None:
+        found = "none in it" if path.exists() else "no such file or folder here"
+        todo = "give a model file, a checkpoint directory, a run directory or a local Hugging Face folder"
+        raise InputError(path, expected="a checkpoint", found=found, todo=todo)
+    return checkpoint / MODEL
 
 
 def model_digest(path: Path) -> str:

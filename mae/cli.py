@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -155,7 +155,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="image files, folders or http(s) addresses")],
     out: Annotated[Path, typer.Option(help="receives predictions.parquet and reconstructions/, or adds to them")],
     seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
-    target: Annotated[str, typer.Option(help="CPU or Ascend")] = "CPU",
+    target: Annotated[Literal["CPU", "Ascend"], typer.Option()] = "CPU",
 ) -> None:
     """Reconstructions by a MAE, the five likeliest classes by a classifier."""
     from mae.predict import predict as run
@@ -171,8 +171,9 @@ def export(
 ) -> None:
     """A model for other programs: tokens of a pre-trained encoder, logits of a classifier."""
     from mae.export import export as run
+    from mae.hub import fetch_known
 
-    _show(run(checkpoint, out, batch_size=batch_size))
+    _show(run(fetch_known(checkpoint), out, batch_size=batch_size))
 
 
 @app.command()
@@ -191,10 +192,11 @@ def convert(
     """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
     from mae.config import parse_overrides
     from mae.convert import convert as run
+    from mae.hub import fetch_known
 
     told = parse_overrides(settings or [])
     options = {"random_decoder": random_decoder, "overwrite": overwrite}
-    _show(run(source, destination, layout=layout, settings=told, **options))
+    _show(run(fetch_known(source), destination, layout=layout, settings=told, **options))
 
 
 @app.command()
@@ -214,6 +216,11 @@ def main() -> None:
         app()
     except (InputError, RanksFailed) as error:
         print(f"mae: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # of a place that cannot be written; inputs are checked where they are read
+        todo = "give a place that can be written, on a disk with room"
+        place = error.filename if error.filename is not None else "file system"
+        print(f"mae: {InputError(place, expected='a place to write', found=str(error), todo=todo)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from datasets.stage import InputError
 
+Target = Literal["CPU", "Ascend"]
 DEMO_CONFIG = "configs/demo.yaml"
 LR_RULE = "lr = blr * batch_size * ranks * accum_iter / 256"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -56,6 +57,7 @@ class ModelConfig(_Section):
     decoder_embed_dim: int = Field(512, gt=0)
     decoder_depth: int = Field(8, gt=0)
     decoder_num_heads: int = Field(16, gt=0)
+    decoder_mlp_ratio: Optional[float] = Field(None, gt=0, description="none means mlp_ratio")
     norm_pix_loss: bool = True
     gelu: Literal["exact", "tanh"] = "exact"
     layer_norm_eps: float = Field(1e-6, gt=0, description="upstream's and timm's; Hugging Face's models have 1e-12")
@@ -104,7 +106,7 @@ class ModelConfig(_Section):
 class DeviceConfig(_Section):
     """What the ranks run on. `ranks` counts one server's processes."""
 
-    target: Literal["CPU", "Ascend"] = "CPU"
+    target: Target = "CPU"
     ranks: int = Field(1, gt=0)
     python: Optional[str] = Field(None, description="interpreter that starts the ranks; none means this one")
 

@@ -153,7 +153,9 @@ def config_json(card: ModelCard) -> dict[str, Any]:
     }
     if card.kind == "mae":
         values.update({theirs: getattr(config, ours) for ours, theirs in _DECODER_FIELDS.items()})
-        values["decoder_intermediate_size"] = int(config.decoder_embed_dim * config.mlp_ratio)
+        values["decoder_intermediate_size"] = int(
+            config.decoder_embed_dim * (config.decoder_mlp_ratio or config.mlp_ratio)
+        )
         values["mask_ratio"] = card.mask_ratio or 0.75
     if card.kind == "classifier":
         names = card.classes or [f"LABEL_{number}" for number in range(len(card.labels))]

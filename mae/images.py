@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.evaluation import decode
-from datasets.image import MAX_BYTES
+from datasets.image import MAX_BYTES, to_rgb
 from datasets.stage import InputError, PathLike, file_digest
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -34,7 +34,11 @@ class Source(NamedTuple):
     def open(self) -> Image.Image:
         """The image as RGB; raises InputError where it is none."""
         if isinstance(self.content, Image.Image):
-            return self.content.convert("RGB")
+            try:
+                return to_rgb(self.content)
+            except ValueError as error:
+                todo = "scale its values to 8 bits"
+                raise InputError(self.name, expected="an image", found=str(error), todo=todo) from None
         return decode(self.content, where=self.name)
 
 
@@ -79,6 +83,10 @@ def source(image: ImageLike) -> Source:
         content = _download(str(image))
         stem = PurePosixPath(unquote(urlsplit(str(image)).path)).stem or "image"
         return Source(str(image), stem, content, hashlib.sha256(content).hexdigest())
+    if not isinstance(image, (str, Path)):
+        todo = "give one of these, or a list of them"
+        expected = "a path, an http(s) address, a Pillow image or an array (H, W, 3) uint8"
+        raise InputError("image", expected=expected, found=type(image).__name__, todo=todo)
     path = Path(image)
     try:
         return Source(str(path), path.stem, path, file_digest(path))
@@ -92,9 +100,9 @@ def _is_address(image: Any) -> bool:
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         found = f"{pixels.dtype} {pixels.shape}"
-        todo = "give RGB values between 0 and 255, as uint8"
+        todo = "give RGB values between 0 and 255, as uint8; several images as a list"
         raise InputError("image array", expected="uint8 (H, W, 3)", found=found, todo=todo)
     return Image.fromarray(pixels)
 

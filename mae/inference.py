@@ -14,6 +14,7 @@ from mindspore import Tensor, nn
 from PIL import Image
 
 from datasets.evaluation import centre_view
+from datasets.stage import InputError
 
 from .config import ModelConfig
 from .masking import ids_from_noise
@@ -52,7 +53,11 @@ class Reconstructor:
         pixels, patch_size = view(image, self.config), self.config.patch_size
         target = to_patches(normalise_pixels(pixels, self.config), patch_size)
         noise = np.random.default_rng([seed, int(digest, 16)]).random((1, len(target)))
-        ids_keep, ids_restore = ids_from_noise(noise, self.mask_ratio)
+        try:
+            ids_keep, ids_restore = ids_from_noise(noise, self.mask_ratio)
+        except ValueError as fault:
+            todo = "tell another one: `mae convert SRC DST --set mask_ratio=...`"
+            raise InputError("mask_ratio", expected="a mask", found=str(fault), todo=todo) from None
         outputs = self.graph(Tensor(pixels[None]), Tensor(ids_keep), Tensor(ids_restore))
         pred, removed = (output.asnumpy()[0] for output in outputs)
         mean, spread = np.float32(0), np.float32(1)

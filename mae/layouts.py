@@ -154,7 +154,9 @@ def shapes(card: ModelCard) -> dict[str, tuple[int, ...]]:
                 **_linear("decoder_embed", dim, width),
                 "mask_token": (1, 1, width),
                 "decoder_pos_embed": (1, tokens, width),
-                **_stack_shapes("decoder_blocks", config.decoder_depth, width, config.mlp_ratio),
+                **_stack_shapes(
+                    "decoder_blocks", config.decoder_depth, width, config.decoder_mlp_ratio or config.mlp_ratio
+                ),
                 **_norm("decoder_norm", width),
                 **_linear("decoder_pred", width, 3 * patch * patch),
             }

@@ -49,7 +49,13 @@ class MaskedAutoencoder(Encoder):
         )
         self.unshuffle = Unshuffle()
         self.decoder_blocks = blocks(
-            config.decoder_depth, dim, config.decoder_num_heads, config, dtype=dtype, recompute=compute.recompute
+            config.decoder_depth,
+            dim,
+            config.decoder_num_heads,
+            config.decoder_mlp_ratio or config.mlp_ratio,
+            config,
+            dtype=dtype,
+            recompute=compute.recompute,
         )
         self.decoder_norm = LayerNorm(dim, config.layer_norm_eps)
         self.decoder_pred = Linear(dim, 3 * config.patch_size**2, dtype)

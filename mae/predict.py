@@ -22,7 +22,8 @@ from datasets.stage import InputError, PathLike, StageResult, atomic_write, file
 
 from .auto import weights
 from .checkpoint import model_digest
-from .device import setup
+from .config import DeviceConfig, Target
+from .device import check_target, setup
 from .images import ImageLike, Source, sources
 from .inference import Classifier, Reconstructor
 from .lock import exclusive
@@ -48,7 +49,7 @@ class Predictions(StageResult):
 
 
 def predict(
-    checkpoint: PathLike, images: Sequence[ImageLike], out: PathLike, *, target: str = "CPU", seed: int = 0
+    checkpoint: PathLike, images: Sequence[ImageLike], out: PathLike, *, target: Target = "CPU", seed: int = 0
 ) -> Predictions:
     """Predict every image and add it to `out`/predictions.parquet; of a MAE also one picture an image.
 
@@ -70,6 +71,7 @@ def predict(
     earlier = _read(out)
     missing = [pair for identity, pair in found.items() if not _intact(earlier.get(identity), out)]
     if missing:
+        check_target(DeviceConfig(target=target))
         setup(target, ranks=1)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{PICTURES}.partial-", dir=out) as partial:

@@ -210,12 +210,14 @@ class DropPath(nn.Cell):
 class Block(nn.Cell):
     """Pre-norm transformer block; between blocks tokens are float32."""
 
-    def __init__(self, dim: int, num_heads: int, config: ModelConfig, dtype: ms.Type, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, config: ModelConfig, dtype: ms.Type, drop_path: float
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, config.layer_norm_eps)
         self.attn = Attention(dim, num_heads, dtype)
         self.norm2 = LayerNorm(dim, config.layer_norm_eps)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.gelu, dtype)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), config.gelu, dtype)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def construct(self, x: Tensor) -> Tensor:
@@ -227,6 +229,7 @@ def blocks(
     depth: int,
     dim: int,
     num_heads: int,
+    mlp_ratio: float,
     config: ModelConfig,
     *,
     dtype: ms.Type,
@@ -234,7 +237,7 @@ def blocks(
     drop_path: float = 0.0,
 ) -> nn.CellList:
     """A stack of blocks; stochastic depth rises linearly from 0 at the first to `drop_path` at the last."""
-    stack = [Block(dim, num_heads, config, dtype, float(rate)) for rate in np.linspace(0, drop_path, depth)]
+    stack = [Block(dim, num_heads, mlp_ratio, config, dtype, float(rate)) for rate in np.linspace(0, drop_path, depth)]
     if recompute:
         for block in stack:
             block.recompute()
@@ -305,6 +308,7 @@ class Encoder(nn.Cell):
             config.depth,
             config.embed_dim,
             config.num_heads,
+            config.mlp_ratio,
             config,
             dtype=dtype,
             recompute=compute.recompute,

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import uuid
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +62,10 @@ def read_file(path: Path) -> WeightFile:
         raise InputError(path, expected=f"one of {known}", found=path.suffix or "no suffix", todo="rename the file")
     file = readers[path.suffix](path)
     weights, changed = _float32(file.weights)
+    broken = [name for name, value in weights.items() if value.dtype == np.float32 and not np.isfinite(value).all()]
+    if broken:
+        todo = "give a checkpoint from before the run diverged"
+        raise InputError(path, expected="finite weights", found=f"NaN or infinity in {', '.join(broken)}", todo=todo)
     return file._replace(weights=weights, changed=(*file.changed, *changed))
 
 
@@ -105,14 +111,16 @@ def _read_safetensors(path: Path) -> WeightFile:
 def _read_torch(path: Path) -> WeightFile:
     torch = _torch(path)
     try:
-        with torch.serialization.safe_globals([Namespace]):
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         todo = "save the state dict alone: torch.save(model.state_dict(), path)"
-        found = "other objects: " + next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error))
+        names = re.findall(r"GLOBAL (\S+)", str(error))  # the rest of torch's text advises to execute the file
+        found = f"other objects: {', '.join(names)}" if names else "a pickle that may execute code, or no torch file"
         raise InputError(path, expected="tensors and nothing to execute", found=found, todo=todo) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # torch's unpickler raises KeyError, IndexError and others for what is no torch file
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(path, expected="a torch file", found=found, todo="fetch it again") from None
     if not isinstance(content, Mapping):
         todo = "save the state dict: torch.save(model.state_dict(), path)"

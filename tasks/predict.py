@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets.manifest import USABLE, read_manifest
 from datasets.stage import PathLike
 from datasets.validate import Validation
+from mae.config import Target
 from mae.predict import Predictions
 from mae.predict import predict as predict_images
 from tasks.stage import stage_task
@@ -16,7 +17,7 @@ PICTURES = 20  # two of each class of the sample; the report shows at most 24
 
 
 @stage_task("predict", timeout_hours=24)
-def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: str, seed: int = 0) -> Predictions:
+def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: Target, seed: int = 0) -> Predictions:
     """Predict each image: reconstructions for a MAE, classes for a classifier."""
     return predict_images(checkpoint, images, out, target=target, seed=seed)
 

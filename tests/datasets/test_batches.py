@@ -84,5 +84,5 @@ def test_evaluation_sees_every_image_once_with_pillows_pixels(records, crop_pct)
 
 def test_a_batch_larger_than_the_data_is_refused():
     assert steps_per_epoch(47, batch_size=11, ranks=4) == 1
-    with pytest.raises(InputError, match="12 x 4 ranks = 48"):
+    with pytest.raises(InputError, match=r"12 \(batch_size \* accum_iter\) x 4 ranks = 48"):
         steps_per_epoch(47, batch_size=12, ranks=4)

@@ -100,3 +100,15 @@ def test_what_is_no_image_is_named(name, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         decode(tmp_path / "none.png", where=tmp_path / "none.png")
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    np.testing.assert_array_equal(np.asarray(decode(tmp_path / "ramp.png", where="ramp"))[..., 0], ramp >> 8)
+
+
+def test_floats_have_no_white_level(tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(InputError, match="no defined white level"):
+        decode(tmp_path / "x.tif", where="x.tif")

@@ -107,3 +107,17 @@ def test_training_modules_need_no_prefect(tmp_path):
         text=True,
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_an_unknown_target_is_wrong_usage(tmp_path):
+    process = mae("predict", "model.safetensors", "x.png", "--out", "out", "--target", "TPU", cwd=tmp_path)
+    assert process.returncode == 2
+    assert "'CPU'" in process.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, trained):
+    (tmp_path / "file").touch()
+    process = mae("convert", trained.checkpoint, "file/model.safetensors", cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].startswith("mae: file: expected a place to write")
+    assert "Traceback" not in process.stderr

@@ -145,6 +145,8 @@ def without(*names):
         ("unknown setting", lambda w: None, {"num_head": 2}, "num_head: .*did you mean num_heads"),
         ("unfit heads", lambda w: None, {**TOLD, "num_heads": 3}, "embed_dim must be a multiple of num_heads"),
         ("contradicting depth", lambda w: None, {**TOLD, "depth": 3}, "missing: blocks.2.attn.proj.bias"),
+        ("a run that diverged", lambda w: w["norm.bias"].fill(np.nan), TOLD, "NaN or infinity in norm.bias"),
+        ("all removed", lambda w: None, {**TOLD, "mask_ratio": 1.0}, "mask_ratio: .*less than 1"),
         ("a mean of 255", lambda w: None, {**TOLD, "pixel_mean": [123.7, 116.3, 103.5]}, "pixel_mean.0: .*equal to 1"),
         ("a grey mean", lambda w: None, {**TOLD, "pixel_mean": [0.5]}, "pixel_mean.1: .*required"),
         ("no spread", lambda w: None, {**TOLD, "pixel_std": [0.5, 0, 0.5]}, "pixel_std.1: .*greater than 0"),

@@ -66,6 +66,7 @@ def worst(found: np.ndarray, expected: np.ndarray) -> float:
         ("30x30, patch 5, 3 heads", {**TINY_HF, **TINY_DECODER}),
         ("15x60: transformers wants a square number of patches", {**TINY_HF, **TINY_DECODER, "image_size": [15, 60]}),
         ("other norm epsilon", {**TINY_HF, **TINY_DECODER, "layer_norm_eps": 1e-2}),
+        ("wider MLP in the decoder", {**TINY_HF, **TINY_DECODER, "decoder_intermediate_size": 56}),
         ("tanh GELU", {**TINY_HF, **TINY_DECODER, "hidden_act": "gelu_pytorch_tanh"}),
         ("ViT-B/16", {**LARGE, **B16}),
     ],
