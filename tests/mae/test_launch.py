@@ -58,14 +58,17 @@ def wait_until(condition, seconds=30.0):
     return result
 
 
+def process_file(pid, name):
+    """What /proc holds of a process, split at its zeros; nothing where it has ended since it was listed."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().decode().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def rank_pids(run_dir, needle):
     """Pids of a launch whose process executes `needle` itself, guards and msrun aside."""
-
-    def own(pid):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        return needle in command[2:3] and command[1] == "-c"
-
-    return [pid for pid in members(run_dir / "launch") if own(pid)]
+    return [pid for pid in members(run_dir / "launch") if process_file(pid, "cmdline")[1:3] == ["-c", needle]]
 
 
 def test_one_rank_writes_to_its_log_only(run, tmp_path, capfd):
@@ -93,8 +96,8 @@ def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tm
 
     def poll():
         if not killed_at and log.exists() and "sum [3.]" in log.read_text():
-            environments = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in rank_pids(tmp_path, ALL_REDUCE)}
-            (victim,) = [pid for pid, text in environments.items() if b"RANK_ID=1" in text.split(b"\0")]
+            ranks = rank_pids(tmp_path, ALL_REDUCE)
+            (victim,) = [pid for pid in ranks if "RANK_ID=1" in process_file(pid, "environ")]
             os.kill(victim, signal.SIGKILL)
             killed_at.append(time.monotonic())
 
@@ -156,7 +159,7 @@ def test_first_failure_is_named(run, ranks, source, process, message):
 def test_sigkill_of_msrun_is_named(run, tmp_path):
     def poll():
         for pid in members(tmp_path / "launch"):
-            program = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[1:2]  # none of a process that just ended
+            program = process_file(pid, "cmdline")[1:2]
             if rank_pids(tmp_path, SLEEP) and any("msrun" in part for part in program):
                 os.kill(pid, signal.SIGKILL)
 
