@@ -146,6 +146,9 @@ def model_file(path: Path) -> Path:
     for name in FOLDER_FILES:
         if (path / name).is_file():
             return path / name
+    if (path / CONFIG).is_file():
+        expected, todo = f"{' or '.join(FOLDER_FILES)} beside config.json", "save it as one file (max_shard_size)"
+        raise InputError(path, expected=expected, found="neither", todo=todo)
     checkpoint = newest(path / "checkpoints")
     if checkpoint is None:
         found = "none in it" if path.exists() else "no such file or folder here"

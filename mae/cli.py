@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from datasets.stage import InputError, StageResult
+
+from .config import Target
 
 # MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.
 
@@ -125,7 +127,7 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="model file, checkpoint or run directory")],
+    checkpoint: Annotated[Path, typer.Argument(help="known name, model file, checkpoint or run directory")],
     data: Annotated[Path, typer.Option(help="records, or a folder of images")],
     protocol: Annotated[str, typer.Option(help="classify, linear, finetune or knn")],
     config: Annotated[Optional[Path], typer.Option(help="default: the run's own")] = None,
@@ -134,19 +136,21 @@ def evaluate(
     workspace: Workspace = WORKSPACE,
 ) -> None:
     """Measure a checkpoint by a protocol."""
-    from mae.checkpoint import model_file, run_directory
+    from mae.auto import weights
+    from mae.checkpoint import run_directory
     from mae.config import load_config
     from mae.evaluate import evaluate as run
     from mae.prepare import prepare
 
-    own = run_directory(model_file(checkpoint))
+    model = weights(checkpoint)
+    own = run_directory(model)
     if config is None and own is None:
         todo = "name a job config: --config"
         raise InputError(checkpoint, expected="a checkpoint of a run", found="a file elsewhere", todo=todo)
     source = config if config is not None else Path(str(own), "config.yaml")
     settings = load_config(source, overrides or [])
     records = prepare(data, workspace)
-    _show(run(checkpoint, records, protocol=protocol, config=settings, workspace=workspace, out=out))
+    _show(run(model, records, protocol=protocol, config=settings, workspace=workspace, out=out))
 
 
 @app.command()
@@ -155,7 +159,7 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="image files, folders or http(s) addresses")],
     out: Annotated[Path, typer.Option(help="receives predictions.parquet and reconstructions/, or adds to them")],
     seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
-    target: Annotated[Literal["CPU", "Ascend"], typer.Option()] = "CPU",
+    target: Annotated[Target, typer.Option()] = "CPU",
 ) -> None:
     """Reconstructions by a MAE, the five likeliest classes by a classifier."""
     from mae.predict import predict as run
@@ -165,20 +169,20 @@ def predict(
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="model file, checkpoint or run directory")],
+    checkpoint: Annotated[Path, typer.Argument(help="known name, model file, checkpoint or run directory")],
     out: Annotated[Path, typer.Argument(help="file to write, .mindir or .onnx")],
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="default: any in ONNX, 1 in MindIR")] = None,
 ) -> None:
     """A model for other programs: tokens of a pre-trained encoder, logits of a classifier."""
+    from mae.auto import weights
     from mae.export import export as run
-    from mae.hub import fetch_known
 
-    _show(run(fetch_known(checkpoint), out, batch_size=batch_size))
+    _show(run(weights(checkpoint), out, batch_size=batch_size))
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, Hugging Face folder, checkpoint or run")],
+    source: Annotated[Path, typer.Argument(help="known name, .pth, .safetensors, .ckpt, Hugging Face folder or run")],
     destination: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, or a Hugging Face folder")],
     layout: Annotated[Optional[str], typer.Option(help="names in a file: upstream or hugging_face")] = None,
     settings: Annotated[
@@ -190,13 +194,13 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what stands at DESTINATION")] = False,
 ) -> None:
     """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
+    from mae.auto import weights
     from mae.config import parse_overrides
     from mae.convert import convert as run
-    from mae.hub import fetch_known
 
     told = parse_overrides(settings or [])
     options = {"random_decoder": random_decoder, "overwrite": overwrite}
-    _show(run(fetch_known(source), destination, layout=layout, settings=told, **options))
+    _show(run(weights(source), destination, layout=layout, settings=told, **options))
 
 
 @app.command()

@@ -134,7 +134,7 @@ def convert(
 def _load(source: PathLike, settings: Mapping[str, Any], random_decoder: bool) -> Loaded:
     """A model with a card that always tells of its conversion."""
     check_settings(settings)
-    path = _file(Path(source))
+    path = checkpoint.model_file(Path(source))
     file = read_file(path)
     layout = detect(file.weights)
     found = to_ours(file.weights, layout)
@@ -196,16 +196,6 @@ def _told(path: Path, file: WeightFile, layout: str) -> tuple[Told, list[str]]:
         return Told(IMAGENET), ["gelu exact: upstream's; MindFormers trains with the other (tell it: --set gelu=tanh)"]
     told = told_by_args(file.args)
     return told._replace(fields={**told_by_name(path.name), **told.fields}), []
-
-
-def _file(source: Path) -> Path:
-    """The file that holds the weights."""
-    if (source / CONFIG).is_file() and not any((source / name).is_file() for name in checkpoint.FOLDER_FILES):
-        todo = "save it as one file (max_shard_size)"
-        raise InputError(
-            source, expected=f"{' or '.join(checkpoint.FOLDER_FILES)} beside config.json", found="neither", todo=todo
-        )
-    return checkpoint.model_file(source)
 
 
 def _json(path: Path) -> dict[str, Any]:

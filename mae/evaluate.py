@@ -25,7 +25,6 @@ from datasets.stage import InputError, PathLike, StageResult, write_json
 
 from . import checkpoint
 from .config import Config, LinearConfig
-from .convert import read
 from .device import setup
 from .features import Features, encoder_features, in_fixed_batches, pixel_features, seeded_mae, split_features
 from .objective import Classify
@@ -228,7 +227,7 @@ def _neighbours_judge(train_set: Features, val_set: Features) -> np.ndarray:
 def _classify(model: Path, records: Path, config: Config) -> Score:
     """Top-1 and top-5 of a classifier on the validation split, every image counted once."""
     classifier = load_classifier(model)
-    card, expected = read(model).card, load_index(records).classes
+    card, expected = classifier.card, load_index(records).classes
     if len(card.labels) != len(expected) or card.classes not in (None, expected):
         todo = "evaluate on the data it was trained on"
         raise InputError(model, expected=f"the classes {expected}", found=str(card.labels), todo=todo)

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional
 
-from datasets.stage import InputError, PathLike, file_digest, write_json
+from datasets.stage import InputError, file_digest, write_json
 
 from .config import ModelConfig
 from .download import NETWORK_ERRORS, download
@@ -108,12 +108,6 @@ def fetch(name: str) -> Path:
                 logger.warning("%s: made again: %s", folder / MODEL, fault)
             _make(published, folder)
     return folder / MODEL
-
-
-def fetch_known(name_or_path: PathLike) -> Path:
-    """The model file of a known name; a path as it is."""
-    path = Path(name_or_path)
-    return fetch(str(name_or_path)) if str(name_or_path) in KNOWN and not path.exists() else path
 
 
 def _fault(folder: Path) -> str | None:

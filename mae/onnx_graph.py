@@ -37,7 +37,7 @@ def vit_graph(
     Args:
         config: sizes, GELU, eps, pooling and head.
         weights: float32 under upstream's state-dict keys.
-        output: `tokens` (N, 1 + L, D) after the final norm, `features` (N, D) or `logits` (N, classes) behind pooling.
+        output: `tokens` (N, 1 + L, D) after the final norm, or `logits` (N, classes).
         shape: of the output without the batch.
         batch_size: N, none leaves it free.
         metadata: what the file says of itself.
@@ -51,9 +51,7 @@ def vit_graph(
     if output == "tokens":
         graph.layer_norm(x, "norm", config, output=output)
     else:
-        x = graph.pool(x, config, output=output if output == "features" else None)
-    if output == "logits":
-        graph.head(x, config, output=output)
+        graph.head(graph.pool(x, config), config, output=output)
     n = batch_size or BATCH
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [n, 3, *config.image_shape])
     result = helper.make_tensor_value_info(output, TensorProto.FLOAT, [n, *shape])
@@ -146,15 +144,13 @@ class _Graph:
             curve = self.node("Tanh", self.node("Mul", self.node("Add", x, cube), self.scalar((2 / np.pi) ** 0.5)))
         return self.node("Mul", self.node("Mul", x, self.scalar(0.5)), self.node("Add", curve, self.scalar(1.0)))
 
-    def pool(self, x: str, config: ModelConfig, *, output: Optional[str]) -> str:
+    def pool(self, x: str, config: ModelConfig) -> str:
         """(N, 1 + L, D) -> (N, D): the patch tokens' mean through fc_norm, or the cls token through norm."""
         if config.pool == "mean":
             patches = self.node("Slice", x, self.shape(1), self.shape(2**31 - 1), self.shape(1))
-            return self.layer_norm(
-                self.node("ReduceMean", patches, axes=[1], keepdims=0), "fc_norm", config, output=output
-            )
+            return self.layer_norm(self.node("ReduceMean", patches, axes=[1], keepdims=0), "fc_norm", config)
         cls_token = self.node("Gather", x, self.constant("first", np.array(0, np.int64)), axis=1)
-        return self.layer_norm(cls_token, "norm", config, output=output)
+        return self.layer_norm(cls_token, "norm", config)
 
     def head(self, x: str, config: ModelConfig, *, output: str) -> str:
         if config.head == "linear":

@@ -8,22 +8,11 @@ from mindspore import Tensor
 
 from datasets.stage import InputError
 from mae import AutoConfig, AutoModel
-from mae.config import ModelConfig
 from mae.model import MaskedAutoencoder
 from mae.vit import VisionTransformer
+from tests.mae.weights import TINY
 
 torch = pytest.importorskip("torch")
-
-SMALL = ModelConfig(
-    image_size=16,
-    patch_size=8,
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +74,7 @@ def test_a_hugging_face_folder_gives_a_classifier_with_its_logits(tmp_path):
 
 def upstream_file(path, *, decoder):
     rng = np.random.default_rng(0)
-    found = {p.name: rng.standard_normal(p.shape, np.float32) for p in MaskedAutoencoder(SMALL).get_parameters()}
+    found = {p.name: rng.standard_normal(p.shape, np.float32) for p in MaskedAutoencoder(TINY).get_parameters()}
     kept = {n: torch.from_numpy(v) for n, v in found.items() if decoder or not n.startswith(("decoder", "mask"))}
     torch.save({"model": kept}, path)
     return found
@@ -111,8 +100,8 @@ def test_another_image_size_interpolates_the_position_embedding(tmp_path):
 
 
 def test_from_config_gives_a_classifier_where_there_are_classes():
-    assert type(AutoModel.from_config(SMALL)) is MaskedAutoencoder
-    model = AutoModel.from_config(SMALL.model_copy(update={"num_classes": 7}))
+    assert type(AutoModel.from_config(TINY)) is MaskedAutoencoder
+    model = AutoModel.from_config(TINY.model_copy(update={"num_classes": 7}))
     assert type(model) is VisionTransformer
     assert model.head.weight.shape == (7, 32)
 

@@ -17,17 +17,9 @@ from mae.config import ComputeConfig, ModelConfig
 from mae.device import setup
 from mae.model import MaskedAutoencoder
 from mae.vit import VisionTransformer
+from tests.mae.weights import SMALL
 
-SMALL = {
-    "image_size": (12, 20),
-    "patch_size": 4,
-    "embed_dim": 16,
-    "depth": 2,
-    "num_heads": 2,
-    "decoder_embed_dim": 8,
-    "decoder_depth": 1,
-    "decoder_num_heads": 2,
-}
+SIZES = {**SMALL, "image_size": (12, 20), "patch_size": 4}
 TOLERANCE = 1e-5
 CASES = [  # name, kind, what differs from a published model
     ("MAE encoder", "mae", {}),
@@ -49,7 +41,7 @@ def _cpu():
 
 def saved(folder, kind, changes, compute=None):
     """A checkpoint whose every weight is random, so that none can be left out unseen; returns model and file."""
-    config, compute = ModelConfig(**{**SMALL, **changes}), compute or ComputeConfig()
+    config, compute = ModelConfig(**{**SIZES, **changes}), compute or ComputeConfig()
     classes = [f"class {i}" for i in range(5)] if kind == "classifier" else None
     if kind == "mae":
         model = MaskedAutoencoder(config, compute=compute)
@@ -202,7 +194,7 @@ def test_a_mismatch_is_an_error_and_leaves_the_old_file(tmp_path, monkeypatch, s
         )
     else:  # the graph that is exported is not the one that is run
         right = ms.export
-        wrong = VisionTransformer(ModelConfig(**SMALL), 5)
+        wrong = VisionTransformer(ModelConfig(**SIZES), 5)
         monkeypatch.setattr(ms, "export", lambda _graph, *a, **k: right(wrong, *a, **k))
     _, path = saved(tmp_path, "classifier", {})
     out = tmp_path / f"model{suffix}"

@@ -11,21 +11,11 @@ import pytest
 
 from datasets.stage import InputError, file_digest
 from mae import hub
-from mae.config import ModelConfig
 from tests.mae.servers import Cut, Served
+from tests.mae.weights import TINY
 
 torch = pytest.importorskip("torch")
 
-SIZES = ModelConfig(
-    image_size=16,
-    patch_size=8,
-    embed_dim=32,
-    depth=1,
-    num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-)
 FETCH = (
     "import sys; from mae import hub; from mae.config import ModelConfig\n"
     "hub.KNOWN['tiny'] = hub.Published('pretrain/tiny.pth', 'mae', ModelConfig(**{sizes}))\n"
@@ -44,7 +34,7 @@ def published_weights(sizes, seed=0):
 
 @pytest.fixture(scope="module")
 def weights():
-    return published_weights(SIZES)
+    return published_weights(TINY)
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def site(tmp_path, weights, monkeypatch):
     folder = tmp_path / "mirror" / "mae" / "pretrain"
     folder.mkdir(parents=True)
     torch.save({"model": weights}, folder / "tiny.pth")
-    monkeypatch.setitem(hub.KNOWN, "tiny", hub.Published("pretrain/tiny.pth", "mae", SIZES))
+    monkeypatch.setitem(hub.KNOWN, "tiny", hub.Published("pretrain/tiny.pth", "mae", TINY))
     monkeypatch.setenv("MAE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Served(tmp_path / "mirror") as server:
@@ -97,7 +87,7 @@ def test_a_damaged_cache_is_made_again(site, weights, caplog):
 
 
 def test_two_processes_at_once_download_once(site, weights, tmp_path):
-    code = FETCH.format(sizes=SIZES.model_dump())
+    code = FETCH.format(sizes=TINY.model_dump())
 
     def run(_):
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -19,6 +19,8 @@ SMALL = {
     "decoder_num_heads": 2,
 }
 
+TINY = ModelConfig(**{**SMALL, "image_size": 16, "embed_dim": 32, "depth": 1, "decoder_embed_dim": 16})
+
 
 def card(kind: str = "mae", **config) -> ModelCard:
     """A card of a small model; a classifier has 3 classes."""
