@@ -43,6 +43,8 @@ _SCHEMA = pa.schema(
         ("digest", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
+        ("faults", pa.string()),
+        ("kept", pa.bool_()),
     ]
 )
 
@@ -62,6 +64,8 @@ class ManifestRow(NamedTuple):
     digest: str | None  # SHA-256; none for what was not read
     status: str
     reason: str
+    faults: str = ""  # the names of all that was found, sorted, with commas; the status is the one that decided
+    kept: bool = False  # whether the image is part of the records
 
 
 def read_manifest(path: PathLike) -> list[ManifestRow]:

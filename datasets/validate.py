@@ -32,7 +32,7 @@ from datasets.stage import (
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the same file may get another row: finished validations are then repeated
+VERSION = 2  # raise it when the same file may get another row: finished validations are then repeated
 SUMMARY = "validation.json"
 _CHUNK = 64  # files a work unit: keeps the executor's own cost per file low
 
@@ -84,6 +84,7 @@ def validate(
     classes = sorted({entry.class_name for entry in entries if entry.split == "train"} - {NO_CLASS})
     rows = mark_copies(_examine_all(root, entries, classes, workers or len(os.sched_getaffinity(0))))
     _require_usable(root, rows, classes)
+    rows = [row._replace(kept=row.status in USABLE) for row in rows]
     with atomic_directory(out) as partial:
         write_manifest(partial / MANIFEST, rows)
         summary = {**request, **_totals(rows), "classes": classes, "outside": outside(root)}

@@ -16,11 +16,11 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional
 
+from datasets.lock import exclusive
 from datasets.stage import InputError, file_digest, write_json
 
 from .config import ModelConfig
 from .download import NETWORK_ERRORS, download
-from .lock import exclusive
 
 PUBLISHER = "https://dl.fbaipublicfiles.com/mae"
 LICENCE = "CC BY-NC 4.0, which allows no commercial use (facebookresearch/mae)"

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from datasets.lock import exclusive
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, file_digest, value_digest
 
 from .auto import weights
@@ -26,7 +27,6 @@ from .config import DeviceConfig, Target
 from .device import check_target, setup
 from .images import ImageLike, Source, sources
 from .inference import Classifier, Reconstructor
-from .lock import exclusive
 from .restore import load_model
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"

@@ -14,7 +14,20 @@ from datasets.manifest import read_manifest
 from datasets.stage import InputError, file_digest
 from datasets.validate import load_validation, validate, validation_directory
 
-COLUMNS = ["path", "split", "class_name", "label", "bytes", "width", "height", "mode", "format", "digest"]
+COLUMNS = [
+    "path",
+    "split",
+    "class_name",
+    "label",
+    "bytes",
+    "width",
+    "height",
+    "mode",
+    "format",
+    "digest",
+    "faults",
+    "kept",
+]
 COLUMNS += ["status", "reason"]
 
 BAD_TREE = {  # path: (content, expected status)

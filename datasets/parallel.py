@@ -1,0 +1,52 @@
+"""The same function on many inputs, in as many processes as there are cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Callable, Optional, TypeVar
+
+import joblib
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PARENT_SECONDS = 0.5  # how long a worker may outlive the process that gave it work
+_watched = False
+
+
+def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Optional[int] = None) -> Iterator[R]:
+    """Call `function` on every input in worker processes and yield the results in the order of the inputs.
+
+    The processes are kept for the next call, so that what they imported is imported once. At most twice as many inputs
+    as there are workers are under way, so neither inputs nor results pile up. No `if __name__ == "__main__"` is needed
+    in the caller's script. Inside a process that may have no children, such as a Dask worker, the calls are made in
+    that process, one after the other.
+
+    Args:
+        function: of a module, not of a script; what it takes and returns can be pickled.
+        workers: processes; default: one per core that this process may use; 1: none, the calls are made here.
+
+    Raises:
+        Whatever a call raises; joblib's TerminatedWorkerError where a worker process was killed.
+    """
+    count = workers or len(os.sched_getaffinity(0))
+    pool = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
+    yield from pool(joblib.delayed(_watching)(function, value, os.getpid()) for value in inputs)
+
+
+def _watching(function: Callable[[T], R], value: T, parent: int) -> R:
+    """Call the function in a process that ends soon after `parent` was killed: nobody waits for the result."""
+    global _watched
+    if not _watched and os.getpid() != parent:
+        _watched = True
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    return function(value)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_SECONDS)
+    os._exit(1)

@@ -1,0 +1,81 @@
+"""Calls in worker processes, really killed where the test says so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from datasets.parallel import in_processes
+
+
+def square(value):
+    return value * value
+
+
+def process(_):
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def fail_at_three(value):
+    if value == 3:
+        raise ValueError("three")
+    return value
+
+
+def kill_itself(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_results_come_in_the_order_of_the_inputs():
+    assert list(in_processes(square, range(50), workers=2)) == [n * n for n in range(50)]
+
+
+@pytest.mark.parametrize(("workers", "processes"), [(1, 1), (2, 2)])
+def test_as_many_processes_work_as_asked_for(workers, processes):
+    pids = set(in_processes(process, range(6), workers=workers))
+    assert len(pids) == processes
+    assert (os.getpid() in pids) == (workers == 1)
+
+
+def test_an_error_of_a_call_is_raised_here():
+    with pytest.raises(ValueError, match="three"):
+        list(in_processes(fail_at_three, range(6), workers=2))
+    assert list(in_processes(square, [2], workers=2)) == [4]
+
+
+def test_a_killed_worker_is_an_error_and_the_next_call_works():
+    with pytest.raises(TerminatedWorkerError):
+        list(in_processes(kill_itself, range(4), workers=2))
+    assert list(in_processes(square, range(4), workers=2)) == [0, 1, 4, 9]
+
+
+@pytest.mark.filterwarnings("ignore:.*tasks have been successfully executed")
+def test_inputs_are_taken_as_they_are_needed():
+    taken = []
+    results = in_processes(square, (taken.append(n) or n for n in range(1000)), workers=2)
+    assert next(results) == 0
+    assert len(taken) < 50
+    results.close()
+
+
+def test_workers_end_with_a_killed_parent_whose_script_has_no_main_guard(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from datasets.parallel import in_processes\n"
+        "from tests.datasets.test_parallel import process\n"
+        "for pid in in_processes(process, range(10_000), workers=2): print(pid, flush=True)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        pids = {int(parent.stdout.readline()) for _ in range(6)}
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "a worker lives on"
+        time.sleep(0.1)
