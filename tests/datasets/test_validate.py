@@ -14,21 +14,8 @@ from datasets.manifest import read_manifest
 from datasets.stage import InputError, file_digest
 from datasets.validate import load_validation, validate, validation_directory
 
-COLUMNS = [
-    "path",
-    "split",
-    "class_name",
-    "label",
-    "bytes",
-    "width",
-    "height",
-    "mode",
-    "format",
-    "digest",
-    "faults",
-    "kept",
-]
-COLUMNS += ["status", "reason"]
+COLUMNS = ["path", "split", "class_name", "label", "bytes", "width", "height", "mode", "format", "digest"]
+COLUMNS += ["status", "reason", "faults", "kept"]
 
 BAD_TREE = {  # path: (content, expected status)
     "train/cat/0.jpg": ("rgb.jpg", "ok"),
