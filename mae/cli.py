@@ -204,6 +204,27 @@ def convert(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="job config")],
+    overrides: Overrides = None,
+    cluster: Annotated[Optional[Path], typer.Option(help="inventory: its servers share the job")] = None,
+    images: Annotated[Optional[int], typer.Option(min=1, help="training images; default: of the records")] = None,
+    rate: Annotated[
+        Optional[float], typer.Option(min=0.001, help="images/s and device, if you have measured it")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
+) -> None:
+    """Steps, hours, memory, disk, checkpoints, failures, each with its sum; on a CPU some steps are really run."""
+    from mae.cluster import load_cluster
+    from mae.config import load_config
+    from mae.plan import plan as estimate
+
+    servers = len(load_cluster(cluster).servers) if cluster is not None else 1
+    found = estimate(load_config(config, overrides or []), servers=servers, images=images, rate=rate)
+    print(found.model_dump_json(indent=2) if as_json else found.table())
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
     """Write report/index.html from what the run holds."""
     from mae.report import report as write

@@ -1,0 +1,87 @@
+"""How fast a job's compiled step runs on this machine, and how much memory its process takes: for `mae plan`."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.stage import write_json
+
+from .config import Config, dump_config, load_config
+from .launch import rank_main, run_ranks
+
+WARM_UP = 6  # MindSpore's CPU kernels try numbers of threads in their first five steps
+SECONDS = 20.0  # of measuring, at least MINIMUM steps
+MINIMUM = 5
+
+
+class Rate(NamedTuple):
+    """Median time of an update on one rank."""
+
+    images: int  # of one rank in an update
+    seconds: float
+    steps: int
+    peak_bytes: int  # resident, of the rank's process
+
+
+def measure(config: Config, classes: int) -> Rate:
+    """Run the config's task on random images, with its own number of ranks, in processes of their own.
+
+    Raises:
+        RanksFailed: a rank died, of lack of memory for instance.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "config.yaml").write_text(dump_config(config))
+        ranks = config.device.ranks
+        command = ["-m", "mae.plan_rate", name, str(classes)]
+        run_ranks(command, ranks=ranks, log_dir=folder / "logs", run_dir=folder, python=config.device.python)
+        return Rate(**json.loads((folder / "rate.json").read_text()))
+
+
+def _run(folder: Path, classes: int) -> None:
+    import numpy as np
+    from mindspore import Tensor
+
+    from datasets.batches import Batch
+
+    from .device import setup
+    from .job import Place, build_job
+    from .objective import Accumulate, Update
+
+    config = load_config(folder / "config.yaml")
+    rank = setup(config.device.target, ranks=config.device.ranks)
+    job = build_job(config, classes=[str(number) for number in range(classes)], rank=rank)
+    recipe, rng = job.recipe, np.random.default_rng(rank)
+    images = rng.integers(0, 256, (recipe.batch_size, *job.model.config.image_shape, 3), dtype=np.uint8)
+    labels = rng.integers(0, classes, recipe.batch_size, dtype=np.int32)
+    batch = Batch(images, labels, labels)
+    update = Update(job.loss, job.optimizer, ranks=config.device.ranks, accum_iter=recipe.accum_iter)
+    accumulate = Accumulate(update) if recipe.accum_iter > 1 else None
+    times: list[float] = []
+    while len(times) < WARM_UP + MINIMUM or sum(times[WARM_UP:]) < SECONDS:
+        started = time.perf_counter()
+        place = Place(0, len(times), 0)
+        for _ in range(recipe.accum_iter - 1):
+            accumulate(*map(Tensor, job.inputs(batch, place)))  # type: ignore[misc]
+        update(*job.optimizer.step_inputs(1e-6, len(times) + 1), *map(Tensor, job.inputs(batch, place))).asnumpy()
+        times.append(time.perf_counter() - started)
+        if len(times) >= 200 + WARM_UP:
+            break
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if rank == 0:
+        kept = times[WARM_UP:]
+        write_json(
+            folder / "rate.json",
+            Rate(recipe.batch_size * recipe.accum_iter, statistics.median(kept), len(kept), peak)._asdict(),
+        )
+
+
+if __name__ == "__main__":
+    rank_main(lambda: _run(Path(sys.argv[1]), int(sys.argv[2])))

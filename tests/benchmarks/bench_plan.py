@@ -1,0 +1,64 @@
+"""`mae plan`'s hours beside runs that are really made, on the shipped images and this CPU.
+
+    python -m tests.benchmarks.bench_plan [--rounds 3]
+
+Prints, for models of several sizes, the planned and the measured time of an epoch (the median over a run's epochs but
+the first, in which the graph is compiled) and their ratio, the two in turn. Not a test: no number is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from datasets.sample import unpack_sample
+from mae.config import load_config
+from mae.plan import plan
+from mae.prepare import prepare
+from mae.train import train
+
+CASES = {  # changes of the demo's job
+    "demo, one rank": ["device.ranks=1"],
+    "demo, two ranks": ["device.ranks=2"],
+    "twice as wide": ["device.ranks=1", "model.embed_dim=192"],
+    "twice as deep, batch 64": ["device.ranks=1", "model.depth=8", "pretrain.batch_size=64"],
+    "accumulated twice": ["device.ranks=1", "pretrain.accum_iter=2"],
+}
+EPOCHS = 4
+
+
+def main() -> None:
+    """Run the cases in turn and print a line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        records = prepare(unpack_sample(folder / "sample").root, folder)
+        for number in range(rounds):
+            for case, changes in CASES.items():
+                epochs = [f"pretrain.epochs={EPOCHS}", "pretrain.warmup_epochs=1", f"seed={number}"]
+                config = load_config("configs/demo.yaml", [*changes, *epochs, f"data.records={records}"])
+                planned = plan(config).value("pretrain", "time") * 3600 / EPOCHS
+                found[case].append((planned, _epoch_seconds(train(config, workspace=folder).run_dir)))
+    for case, pairs in found.items():
+        planned, measured = (statistics.median(values) for values in zip(*pairs))
+        ratios = [p / m for p, m in pairs]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)}"
+        print(
+            f"{case:26s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, ratio {planned / measured:.2f} ({spread})"
+        )
+
+
+def _epoch_seconds(run_dir: Path) -> float:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    ends = {int(line["epoch"]): line["seconds"] for line in lines if line["epoch"] == int(line["epoch"])}
+    return statistics.median(ends[epoch] - ends[epoch - 1] for epoch in range(2, EPOCHS + 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Plans beside published counts, built models, and steps that are really run."""
+
+import math
+
+import pytest
+
+from mae.config import ModelConfig, parse_config
+from mae.flops import encoder_flops, mae_flops
+from mae.model import MaskedAutoencoder
+from mae.plan import FAILURE_DEVICE_HOURS, optimal_interval, parameter_count, plan
+from mae.vit import VisionTransformer
+from tests.mae.weights import SMALL
+
+BASE = ModelConfig()
+LARGE = ModelConfig(embed_dim=1024, depth=24, num_heads=16)
+HUGE = ModelConfig(patch_size=14, embed_dim=1280, depth=32, num_heads=16)
+JOB = {
+    "task": "pretrain",
+    "name": "job",
+    "device": {"target": "Ascend", "ranks": 8},
+    "pretrain": {"epochs": 800, "accum_iter": 8},
+    "finetune": {"epochs": 100, "accum_iter": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "masked", "whole"),
+    [  # GFLOP: 2 per multiplication, counted operator by operator by hand for 196, 196 and 256 patches
+        pytest.param(BASE, 19.562, 35.13, id="B/16"),
+        pytest.param(LARGE, 41.512, 123.1, id="L/16"),
+        pytest.param(HUGE, 97.124, 334.6, id="H/14"),
+    ],
+)
+def test_flops_of_the_published_models(model, masked, whole):
+    assert mae_flops(model, 0.75) / 1e9 == pytest.approx(masked, abs=5e-4)
+    assert encoder_flops(model) / 1e9 == pytest.approx(whole, rel=5e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"decoder_mlp_ratio": 2.0}, {"image_size": (16, 32)}, {"embed_dim": 32, "depth": 3}]
+)
+def test_parameters_are_counted_as_the_models_have_them(changes):
+    config = ModelConfig(**{**SMALL, "image_size": 16, **changes})
+
+    def built(model):
+        return sum(p.size for p in model.trainable_params())
+
+    assert parameter_count(config, decoder=True) == built(MaskedAutoencoder(config))
+    assert parameter_count(config, decoder=False, classes=7) == built(VisionTransformer(config, 7))
+
+
+def test_the_published_job():
+    made = plan(parse_config(JOB, source="test"))
+    expected = {  # (stage, name): value, relative tolerance
+        ("pretrain", "effective batch"): (4096, 0),
+        ("pretrain", "updates"): (800 * (1281167 // 4096), 0),
+        ("pretrain", "time"): (113.2, 0.005),  # 800 * 1281167 / (8 * 314) s
+        ("pretrain", "checkpoint"): (1.34, 0.001),
+        ("finetune", "effective batch"): (1024, 0),
+        ("finetune", "time"): (100 * 1281167 / (8 * 283) / 3600, 0.005),
+    }
+    for (stage, name), (value, tolerance) in expected.items():
+        assert made.value(stage, name) == pytest.approx(value, rel=tolerance), (stage, name)
+
+
+def test_servers_share_the_work_and_fail_together():
+    one, twelve = (
+        plan(parse_config(JOB, source="test"), rate=300),
+        plan(parse_config(JOB, source="test"), servers=12, rate=300),
+    )
+    assert twelve.value("pretrain", "effective batch") == 12 * 4096
+    assert one.value("pretrain", "time") / twelve.value("pretrain", "time") == pytest.approx(12, rel=0.01)
+    assert one.value("pretrain", "failures") == pytest.approx(twelve.value("pretrain", "failures"), rel=0.01)
+    hours = one.value("pretrain", "time")
+    assert one.value("pretrain", "failures") == pytest.approx(hours * 8 / FAILURE_DEVICE_HOURS)
+
+
+def test_the_best_interval_loses_least():
+    """Against the sum itself: cost of checkpoints and of work done again, per second."""
+    cost, between = 12.0, 40_000.0
+
+    def lost(interval):
+        return cost / interval + interval / 2 / between
+
+    best = optimal_interval(cost, between)
+    assert lost(best) <= min(lost(best * factor) for factor in (0.8, 0.95, 1.05, 1.25))
+    assert best == pytest.approx(math.sqrt(2 * 12 * 40_000))
+
+
+def test_on_a_cpu_steps_are_run(tmp_path):
+    small = {**SMALL, "image_size": 16}
+    job = {
+        "task": "pretrain",
+        "name": "tiny",
+        "model": small,
+        "pretrain": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "accum_iter": 2},
+    }
+    made = plan(parse_config(job, source="test"), images=1000)
+    assert made.value("pretrain", "updates") == 3 * (1000 // 8)
+    rate = made.value("pretrain", "rate")
+    assert made.value("pretrain", "time") == pytest.approx(3 * 125 * 8 / rate / 3600)
+    assert 0.1 < made.value("pretrain", "measured memory") < 8
+    assert "median of" in made.table()
