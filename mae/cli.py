@@ -209,9 +209,7 @@ def plan(
     overrides: Overrides = None,
     cluster: Annotated[Optional[Path], typer.Option(help="inventory: its servers share the job")] = None,
     images: Annotated[Optional[int], typer.Option(min=1, help="training images; default: of the records")] = None,
-    rate: Annotated[
-        Optional[float], typer.Option(min=0.001, help="images/s and device, if you have measured it")
-    ] = None,
+    rate: Annotated[Optional[float], typer.Option(min=0.001, help="images/s and device, measured elsewhere")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
 ) -> None:
     """Steps, hours, memory, disk, checkpoints, failures, each with its sum; on a CPU some steps are really run."""

@@ -20,7 +20,7 @@ from .model import MaskedAutoencoder
 from .objective import ClassifyLoss, PretrainLoss
 from .optim import AdamW, layer_id
 from .restore import classifier_from_mae
-from .vit import Encoder
+from .vit import Encoder, VisionTransformer
 
 
 class Place(NamedTuple):
@@ -77,6 +77,11 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job
     model = classifier_from_mae(
         Path(config.init), len(classes), config.model, drop_path=recipe.drop_path, compute=config.compute
     )
+    return classifier_job(model, recipe, classes)
+
+
+def classifier_job(model: VisionTransformer, recipe: FinetuneConfig, classes: list[str]) -> Job:
+    """Fine-tuning of a given model."""
     parameters, depth = model.trainable_params(), model.config.depth
     scales = [recipe.layer_decay ** (depth + 1 - layer_id(p.name, depth)) for p in parameters]
     return Job(

@@ -52,12 +52,19 @@ def _run(folder: Path, classes: int) -> None:
     from datasets.batches import Batch
 
     from .device import setup
-    from .job import Place, build_job
+    from .job import Place, build_job, classifier_job
     from .objective import Accumulate, Update
+    from .vit import VisionTransformer
 
     config = load_config(folder / "config.yaml")
     rank = setup(config.device.target, ranks=config.device.ranks)
-    job = build_job(config, classes=[str(number) for number in range(classes)], rank=rank)
+    names = [str(number) for number in range(classes)]
+    if config.task == "finetune" and config.finetune is not None:  # of random weights: `init` may not exist yet
+        drop_path = config.finetune.drop_path
+        model = VisionTransformer(config.model, classes, drop_path=drop_path, compute=config.compute)
+        job = classifier_job(model, config.finetune, names)
+    else:
+        job = build_job(config, classes=names, rank=rank)
     recipe, rng = job.recipe, np.random.default_rng(rank)
     images = rng.integers(0, 256, (recipe.batch_size, *job.model.config.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, classes, recipe.batch_size, dtype=np.int32)

@@ -46,12 +46,10 @@ def main() -> None:
                 planned = plan(config).value("pretrain", "time") * 3600 / EPOCHS
                 found[case].append((planned, _epoch_seconds(train(config, workspace=folder).run_dir)))
     for case, pairs in found.items():
-        planned, measured = (statistics.median(values) for values in zip(*pairs))
+        planned, measured = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratios = [p / m for p, m in pairs]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)}"
-        print(
-            f"{case:26s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, ratio {planned / measured:.2f} ({spread})"
-        )
+        spread = f"ratio {planned / measured:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
+        print(f"{case:26s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, {spread}")
 
 
 def _epoch_seconds(run_dir: Path) -> float:

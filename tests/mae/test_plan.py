@@ -94,10 +94,12 @@ def test_on_a_cpu_steps_are_run(tmp_path):
         "name": "tiny",
         "model": small,
         "pretrain": {"epochs": 3, "warmup_epochs": 1, "batch_size": 4, "accum_iter": 2},
+        "finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 4},
     }
     made = plan(parse_config(job, source="test"), images=1000)
     assert made.value("pretrain", "updates") == 3 * (1000 // 8)
     rate = made.value("pretrain", "rate")
     assert made.value("pretrain", "time") == pytest.approx(3 * 125 * 8 / rate / 3600)
     assert 0.1 < made.value("pretrain", "measured memory") < 8
+    assert made.value("finetune", "rate") > 0
     assert "median of" in made.table()
