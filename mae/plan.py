@@ -21,6 +21,7 @@ from .plan_rate import measure
 
 IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
 IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
+SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped sample
 PEAK = 256e12  # FLOP/s of a 910A in float16 (Ascend's data sheet)
 # Share of the peak that Ascend's PyTorch port of MAE reaches on eight 910A (ModelZoo-PyTorch, MAE_for_PyTorch):
 # pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
@@ -123,6 +124,9 @@ def _data(config: Config, images: Optional[int]) -> Data:
         found = sum(shard.bytes for shard in index.all_shards())
         train, val = index.splits["train"].images, index.splits["val"].images
         return Data(train, val, len(index.classes), found, f"counted in {config.data.records}")
+    if config.data.root is None and config.device.target == "CPU":
+        train, val, classes = SAMPLE
+        return Data(train, val, classes, (train + val) * SAMPLE_BYTES, "the shipped sample")
     train, val, classes = IMAGENET
     return Data(train, val, classes, (train + val) * IMAGENET_BYTES, "ImageNet-1k, assumed: give --images or records")
 

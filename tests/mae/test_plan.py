@@ -63,6 +63,18 @@ def test_the_published_job():
         assert made.value(stage, name) == pytest.approx(value, rel=tolerance), (stage, name)
 
 
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        pytest.param({}, 1281167 + 50000, id="a 910A's job without data is ImageNet's"),
+        pytest.param({"device": {"target": "CPU"}}, 7000, id="a CPU's is the shipped sample's"),
+    ],
+)
+def test_what_is_assumed_of_the_data(changes, images):
+    job = {**JOB, "pretrain": None, "task": "finetune", "model": {**SMALL, "image_size": 16}, **changes}
+    assert plan(parse_config(job, source="test"), rate=100).value("data", "images") == images
+
+
 def test_servers_share_the_work_and_fail_together():
     one, twelve = (
         plan(parse_config(JOB, source="test"), rate=300),
