@@ -33,7 +33,7 @@ def records(tmp_path_factory):
 
 
 def rows(batches):
-    return [batch.rows.tolist() for batch in batches]
+    return [batch.samples.tolist() for batch in batches]
 
 
 @pytest.mark.parametrize(("ranks", "batch_size"), [(1, 12), (2, 6), (3, 4), (4, 3)])
@@ -73,8 +73,8 @@ def test_evaluation_sees_every_image_once_with_pillows_pixels(records, crop_pct)
         stored.update({record["row"]: record for record in reader.get_next()})
         reader.close()
     batches = list(ordered_batches(records, "val", image_shape=(16, 16), crop_pct=crop_pct, batch_size=5, workers=1))
-    assert [len(b.rows) for b in batches] == [5, 5, 3]
-    assert sorted(np.concatenate([b.rows for b in batches])) == sorted(stored)
+    assert [len(b.samples) for b in batches] == [5, 5, 3]
+    assert sorted(np.concatenate([b.samples for b in batches])) == sorted(stored)
     for batch in batches:
         for image, label, row in zip(*batch, strict=True):
             source = Image.open(io.BytesIO(stored[row]["image"])).convert("RGB")

@@ -1,0 +1,49 @@
+"""JPEG photos of ordinary ImageNet size, cut at native resolution from scikit-learn's and scikit-image's sample photos."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 500, 375  # every second photo is portrait
+MEAN_BYTES = 110_000
+_QUALITIES = (80, 88, 92, 94, 95, 96, 97)
+
+
+def photos(directory: Path, count: int, seed: int = 0) -> list[Path]:
+    """Write `count` different crops, of 110 KB on average, as <number>.jpg."""
+    rng = np.random.default_rng(seed)
+    sources = _sources()
+    directory.mkdir(parents=True, exist_ok=True)
+    written, total = [], 0
+    for number in range(count):
+        source = sources[rng.integers(len(sources))]
+        left, top = rng.integers(0, (source.width - WIDTH + 1, source.height - HEIGHT + 1)).tolist()
+        crop = source.crop((left, top, left + WIDTH, top + HEIGHT))
+        if rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if number % 2:
+            crop = crop.transpose(Image.Transpose.ROTATE_90)
+        wanted = MEAN_BYTES * (number + 1) - total
+        data = min((_jpeg(crop, quality) for quality in _QUALITIES), key=lambda encoded: abs(len(encoded) - wanted))
+        total += len(data)
+        written.append(directory / f"{number:06d}.jpg")
+        written[-1].write_bytes(data)
+    return written
+
+
+def _sources() -> list[Image.Image]:
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    arrays = [*load_sample_images().images, data.astronaut(), data.coffee(), data.rocket()]
+    return [Image.fromarray(array) for array in arrays]
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, "JPEG", quality=quality)
+    return sink.getvalue()
