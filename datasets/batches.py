@@ -150,14 +150,14 @@ def _batches(
     if not len(samples):
         return
     ahead = max(2, -(-2 * workers * CHUNK // batch_size))
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(workers, "images") as pool:
         records = _records(directory, split, samples)
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
 
         def start(number: int) -> None:
             chosen = samples[number * batch_size : (number + 1) * batch_size]
             batch = Batch(np.empty((len(chosen), *image_shape, 3), np.uint8), np.empty(len(chosen), np.int32), chosen)
-            rows = reader.submit(_read, records, len(chosen), directory / split)
+            rows = reader.submit(lambda: list(itertools.islice(records, len(chosen))))
             view = prepare(number)
             parts = [slice(n, n + CHUNK) for n in range(0, len(chosen), CHUNK)]
             pending.append((batch, [pool.submit(_fill, batch, rows, part, view) for part in parts]))
@@ -181,14 +181,6 @@ def _fill(batch: Batch, rows: Future[list[Any]], part: slice, view: View) -> Non
         view(content.view(np.uint8), place, batch.images[place])
 
 
-def _read(records: Iterator[Any], count: int, where: Path) -> list[Any]:
-    rows = list(itertools.islice(records, count))
-    if len(rows) != count:
-        found, todo = f"{len(rows)} more records", "run `mae data check`"
-        raise InputError(where, expected=f"{count} more records, as index.json says", found=found, todo=todo)
-    return rows
-
-
 def _finished(batch: Batch, parts: list[Future[None]]) -> Batch:
     for part in parts:
         part.result()
@@ -196,9 +188,18 @@ def _finished(batch: Batch, parts: list[Future[None]]) -> Batch:
 
 
 def _records(directory: Path, split: str, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Content and label of the given records, in that order."""
+    """Content and label of the given records, in that order.
+
+    Raises:
+        InputError: there are not as many records as the index says; MindDataset would crash where one is missing.
+    """
     import mindspore.dataset as ds  # seconds to import, and not needed to plan an epoch
 
-    files = [str(directory / shard.file) for shard in load_index(directory).splits[split].shards]
+    part = load_index(directory).splits[split]
+    files = [str(directory / shard.file) for shard in part.shards]
+    found = ds.MindDataset(files, ["label"]).get_dataset_size()
+    if found != part.images:
+        expected, todo = f"{part.images} records, as index.json says", "run `mae data check`"
+        raise InputError(directory / split, expected=expected, found=str(found), todo=todo)
     data = ds.MindDataset(files, ["image", "label"], READERS, sampler=ds.SubsetSampler(samples.tolist()))
     return iter(data.create_tuple_iterator(num_epochs=1, output_numpy=True))

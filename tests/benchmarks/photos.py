@@ -10,7 +10,7 @@ from PIL import Image
 
 WIDTH, HEIGHT = 500, 375  # every second photo is portrait
 MEAN_BYTES = 110_000
-_QUALITIES = (80, 88, 92, 94, 95, 96, 97)
+_QUALITIES = (80, 88, 92, 94, 95, 96, 97, 98, 99)
 
 
 def photos(directory: Path, count: int, seed: int = 0) -> list[Path]:
@@ -18,12 +18,18 @@ def photos(directory: Path, count: int, seed: int = 0) -> list[Path]:
     rng = np.random.default_rng(seed)
     sources = _sources()
     directory.mkdir(parents=True, exist_ok=True)
+    places = [
+        (source, left, top, mirrored)
+        for source in sources
+        for left in range(source.width - WIDTH + 1)
+        for top in range(source.height - HEIGHT + 1)
+        for mirrored in (False, True)
+    ]
     written, total = [], 0
-    for number in range(count):
-        source = sources[rng.integers(len(sources))]
-        left, top = rng.integers(0, (source.width - WIDTH + 1, source.height - HEIGHT + 1)).tolist()
+    for number, place in enumerate(rng.choice(len(places), count, replace=False).tolist()):
+        source, left, top, mirrored = places[place]
         crop = source.crop((left, top, left + WIDTH, top + HEIGHT))
-        if rng.random() < 0.5:
+        if mirrored:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if number % 2:
             crop = crop.transpose(Image.Transpose.ROTATE_90)
