@@ -1,7 +1,7 @@
 """Random resized crop and horizontal flip, as functions of numbers that were drawn beforehand.
 
-What is drawn for a sample depends on the seed, the epoch and the sample's place in the epoch's order, and on nothing else:
-not on ranks, workers or batches, nor on where a run was resumed.
+What is drawn for a sample depends on the seed, the epoch and the sample's place in the epoch's order, and on nothing
+else: not on ranks, workers or batches, nor on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def draws(start: int, stop: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def crop_box(width: int, height: int, drawn: np.ndarray, how: Augmentation) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop: torchvision's RandomResizedCrop.get_params on the numbers `drawn` (DRAWS,).
+    """Left, top, right and bottom of a crop: torchvision's RandomResizedCrop.get_params on numbers `drawn` (DRAWS,).
 
     Its area is uniform and the logarithm of its ratio too. Where none of ten boxes fits into the image, the largest
     centre box within the limits of the ratio is taken.

@@ -1,11 +1,11 @@
 """Pillow's bicubic resize of 8-bit RGB, bit for bit, in a third of its time.
 
-Pillow's C code resamples channel after channel of pixel after pixel. Here the same integer sums are laid out so that the
-compiler adds many pixels at once: rows are transposed in blocks, so that both passes run along contiguous memory. Numba
-compiles them at first use (2 s, cached beside this file or in its user cache) and releases the interpreter lock.
+Pillow's C code resamples channel after channel of pixel after pixel. Here the same integer sums are laid out so that
+the compiler adds many pixels at once: rows are transposed in blocks, so that both passes run along contiguous memory.
+Numba compiles them at first use (2 s, cached beside this file or in its user cache) and releases the interpreter lock.
 
 The horizontal pass comes first, always, as in the Pillow releases that the published results were made with. Pillow 13
-turns the passes round where a picture shrinks much more in height than in width, which moves single pixels by some levels.
+turns the passes round where a picture shrinks more in height than in width, which rounds other pixels.
 """
 
 from __future__ import annotations

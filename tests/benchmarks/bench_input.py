@@ -11,7 +11,6 @@ checked.
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import resource
@@ -53,7 +52,6 @@ def ours_pillow_resize(folder: Path) -> Iterator[Any]:
     import datasets.augment
 
     def resized_crop(pixels: np.ndarray, box: tuple[int, int, int, int], out: np.ndarray, *, flip: bool) -> None:
-        left, top, right, bottom = box
         height, width, _ = pixels.shape
         image = Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
         image = image.crop(box).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -65,7 +63,7 @@ def ours_pillow_resize(folder: Path) -> Iterator[Any]:
 
 
 def mindspore_operators(folder: Path) -> Iterator[Any]:
-    """MindDataset with MindSpore's RandomCropDecodeResize (PILCUBIC), which decodes the rows and columns of the crop."""
+    """MindDataset with MindSpore's RandomCropDecodeResize (PILCUBIC), which decodes the crop only."""
     from mindspore.dataset import vision
 
     crop = vision.RandomCropDecodeResize((SIDE, SIDE), SCALE, RATIO, vision.Inter.PILCUBIC)

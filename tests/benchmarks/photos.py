@@ -1,4 +1,4 @@
-"""JPEG photos of ordinary ImageNet size, cut at native resolution from scikit-learn's and scikit-image's sample photos."""
+"""JPEG photos of ordinary ImageNet size, cut at native resolution from sample photos of scikit-learn and scikit-image."""
 
 from __future__ import annotations
 
