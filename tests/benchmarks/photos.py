@@ -1,4 +1,4 @@
-"""JPEG photos of ordinary ImageNet size, cut at native resolution from sample photos of scikit-learn and scikit-image."""
+"""JPEG photos of ordinary ImageNet size, cut at native resolution from samples of scikit-learn and scikit-image."""
 
 from __future__ import annotations
 
