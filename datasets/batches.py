@@ -1,19 +1,29 @@
-"""Records to batches: MindDataset pipelines for training and evaluation.
+"""Records to batches: MindDataset reads, threads of this process decode and crop straight into the batch.
 
 Pixels travel as uint8 and are normalised in the model's graph. N images of image_shape (H, W).
+
+MindDataset's own operators are not used: its random crops come from generators of the whole process, one a worker, so
+that they change with the number of workers and cannot be resumed, and Python functions in its `map` take longer.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from datasets.augment import Augmentation, augmented, draws
 from datasets.evaluation import centre_view, decode
 from datasets.records import load_index
 from datasets.stage import InputError, PathLike
+
+CHUNK = 4  # images that a thread takes at a time
+READERS = 2  # MindRecord threads; one reads 14,000 records a second
 
 
 class Batch(NamedTuple):
@@ -21,7 +31,7 @@ class Batch(NamedTuple):
 
     images: np.ndarray  # (N, H, W, 3) uint8, RGB
     labels: np.ndarray  # (N,) int32
-    rows: np.ndarray  # (N,) int32, row of manifest.parquet
+    samples: np.ndarray  # (N,) int64, number of the record in its split: shard after shard, in the order of the index
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -57,55 +67,139 @@ def train_batches(
     rank: int = 0,
     ranks: int = 1,
     workers: int = 2,
+    start_step: int = 0,
+    clipped: bool = False,
 ) -> Iterator[Batch]:
     """One rank's share of an epoch: random resized crop (Pillow's bicubic) and horizontal flip (He et al. 2022, A.1).
 
     Global batch s is a slice of `epoch_order`, of which rank r takes every `ranks`-th sample from the r-th on: each
-    sample is seen once, and the same samples meet in a batch for any number of ranks. The augmentation repeats for the
-    same seed, epoch, rank and number of workers.
-    """
-    import mindspore.dataset as ds  # seconds to import, and not needed to plan an epoch
-    from mindspore.dataset import vision
+    sample is seen once, and the same samples meet in a batch for any number of ranks. An image's pixels depend on
+    `seed`, `epoch` and its place in the order, so that the global batches are the same, to the bit, for any number of
+    ranks and workers and from any `start_step` on.
 
+    Args:
+        crop_scale, clipped: `Augmentation` says what they mean.
+        start_step: batches at the head of the epoch that are left out, without being read.
+        workers: decoding threads.
+    """
     directory = Path(directory)
     images = load_index(directory).splits["train"].images
     steps = steps_per_epoch(images, batch_size=batch_size, ranks=ranks)
-    order = epoch_order(images, seed=seed, epoch=epoch)[: steps * batch_size * ranks]
-    mine = order.reshape(steps, batch_size, ranks)[:, :, rank].ravel()
-    ds.config.set_seed(int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0] >> 1))
-    crop = vision.RandomCropDecodeResize(
-        image_shape, scale=(crop_scale, 1.0), ratio=(3 / 4, 4 / 3), interpolation=vision.Inter.PILCUBIC
-    )
-    transforms = [crop, vision.RandomHorizontalFlip()]
-    yield from _batches(directory, "train", mine, transforms, batch_size=batch_size, workers=workers)
+    order = epoch_order(images, seed=seed, epoch=epoch)
+    places = np.arange(steps * batch_size * ranks).reshape(steps, batch_size, ranks)[start_step:, :, rank]
+    how = Augmentation(crop_scale, clipped)
+
+    def prepare(number: int) -> View:
+        chosen = places[number]
+        drawn = draws(chosen[0], chosen[-1] + 1, seed=seed, epoch=epoch)[::ranks]
+
+        def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
+            augmented(content, drawn[place], how, out, where=f"{directory}: train record {order[chosen[place]]}")
+
+        return view
+
+    return _batches(directory, "train", order[places.ravel()], image_shape, batch_size, workers, prepare)
 
 
 def ordered_batches(
-    directory: PathLike, split: str, *, image_shape: tuple[int, int], crop_pct: float, batch_size: int, workers: int = 2
+    directory: PathLike,
+    split: str,
+    *,
+    image_shape: tuple[int, int],
+    crop_pct: float,
+    batch_size: int,
+    workers: int = 2,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
     """Every record of a split once, in stored order, resized and cropped for evaluation; the last batch may be short.
 
-    Python decodes and resizes in `workers` threads: see `datasets.evaluation` for why MindSpore's operators do not.
+    Of several ranks each reads a stretch of the split: they differ by one image at most, none is read twice or padded,
+    and with more ranks than images some have no batch.
     """
     directory = Path(directory)
     images = load_index(directory).splits[split].images
+    mine = np.arange(images * rank // ranks, images * (rank + 1) // ranks)
 
-    def view(stored: np.ndarray) -> np.ndarray:
-        image = decode(stored.tobytes(), where=directory)
-        return centre_view(image, image_shape, crop_pct)
+    def prepare(number: int) -> View:
+        def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
+            where = f"{directory}: {split} record {mine[number * batch_size + place]}"
+            out[:] = centre_view(decode(content.tobytes(), where=where), image_shape, crop_pct)
 
-    yield from _batches(directory, split, np.arange(images), [view], batch_size=batch_size, workers=workers)
+        return view
+
+    return _batches(directory, split, mine, image_shape, batch_size, workers, prepare)
+
+
+View = Callable[[np.ndarray, int, np.ndarray], None]  # content of a record, its place in the batch, (H, W, 3) to fill
 
 
 def _batches(
-    directory: Path, split: str, order: np.ndarray, transforms: list[Any], *, batch_size: int, workers: int
+    directory: Path,
+    split: str,
+    samples: np.ndarray,
+    image_shape: tuple[int, int],
+    batch_size: int,
+    workers: int,
+    prepare: Callable[[int], View],
 ) -> Iterator[Batch]:
-    import mindspore.dataset as ds
+    """Read `samples` in batches, and let threads fill each with the view that `prepare` gives for its number.
 
-    files = [str(directory / shard.file) for shard in load_index(directory).splits[split].shards]
-    columns = ["image", "label", "row"]
-    data = ds.MindDataset(files, columns, workers, sampler=ds.SubsetSampler(order.tolist()))
-    data = data.map(transforms, "image", num_parallel_workers=workers)
-    data = data.batch(batch_size)
-    for images, labels, rows in data.create_tuple_iterator(num_epochs=1, output_numpy=True):
-        yield Batch(images, labels, rows)
+    As many batches are under way as keep the threads busy, and two at least.
+    """
+    if not len(samples):
+        return
+    ahead = max(2, -(-2 * workers * CHUNK // batch_size))
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(workers, "images") as pool:
+        records = _records(directory, split, samples)
+        pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+
+        def start(number: int) -> None:
+            chosen = samples[number * batch_size : (number + 1) * batch_size]
+            batch = Batch(np.empty((len(chosen), *image_shape, 3), np.uint8), np.empty(len(chosen), np.int32), chosen)
+            rows = reader.submit(lambda: list(itertools.islice(records, len(chosen))))
+            view = prepare(number)
+            parts = [slice(n, n + CHUNK) for n in range(0, len(chosen), CHUNK)]
+            pending.append((batch, [pool.submit(_fill, batch, rows, part, view) for part in parts]))
+
+        try:
+            for number in range(-(-len(samples) // batch_size)):
+                start(number)
+                if len(pending) > ahead:
+                    yield _finished(*pending.popleft())
+            while pending:
+                yield _finished(*pending.popleft())
+        finally:
+            for _, parts in pending:
+                for part in parts:
+                    part.cancel()
+
+
+def _fill(batch: Batch, rows: Future[list[Any]], part: slice, view: View) -> None:
+    for place, (content, label) in enumerate(rows.result()[part], part.start):
+        batch.labels[place] = label.item()
+        view(content.view(np.uint8), place, batch.images[place])
+
+
+def _finished(batch: Batch, parts: list[Future[None]]) -> Batch:
+    for part in parts:
+        part.result()
+    return batch
+
+
+def _records(directory: Path, split: str, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Content and label of the given records, in that order.
+
+    Raises:
+        InputError: there are not as many records as the index says; MindDataset would crash where one is missing.
+    """
+    import mindspore.dataset as ds  # seconds to import, and not needed to plan an epoch
+
+    part = load_index(directory).splits[split]
+    files = [str(directory / shard.file) for shard in part.shards]
+    found = ds.MindDataset(files, ["label"]).get_dataset_size()
+    if found != part.images:
+        expected, todo = f"{part.images} records, as index.json says", "run `mae data check`"
+        raise InputError(directory / split, expected=expected, found=str(found), todo=todo)
+    data = ds.MindDataset(files, ["image", "label"], READERS, sampler=ds.SubsetSampler(samples.tolist()))
+    return iter(data.create_tuple_iterator(num_epochs=1, output_numpy=True))
