@@ -1,12 +1,13 @@
 # make demo   the whole chain on the shipped images, on this CPU      make up     Prefect server, worker, deployments
 # make test   every check that needs neither torch nor ONNX           make down   stop what `make up` started
+# make test-privileged   as root: disks that are really full
 # make parity the model beside torch, transformers and onnxruntime
 
 PYTHON ?= python3.11
 bin := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test parity up down
+.PHONY: demo test test-privileged parity up down
 
 demo: .venv/.installed
 	$(bin)/python -m flows.pretrain configs/demo.yaml
@@ -17,6 +18,9 @@ test: .venv/.installed-test
 	$(bin)/mypy
 	$(bin)/lint-imports
 	$(bin)/pytest
+
+test-privileged: .venv/.installed-test
+	$(bin)/pytest -m privileged
 
 parity: .venv/.installed-parity
 	$(bin)/pytest $(shell grep -l importorskip -r tests --include='test_*.py')

@@ -8,6 +8,7 @@ from prefect import flow
 
 import tasks.sample_data
 import tasks.shard
+import tasks.unpack
 import tasks.validate
 from datasets.records import Records
 from flows import stages as run
@@ -20,11 +21,21 @@ def mae_prepare_data(
     config: str = REAL_JOB,
     overrides: list[str] = [],  # noqa: B006 (the UI's form shows it; nothing changes it)
     data_root: str | None = None,
+    tars: list[str] = [],  # noqa: B006
 ) -> Records:
-    """Validate and shard what the config's `data` section says; the parameters are those of `mae-pretrain`."""
+    """Validate and shard what the config's `data` section says; the parameters are those of `mae-pretrain`.
+
+    Args:
+        tars: archives to unpack first, into the data root or else into the workspace: those of ILSVRC 2012, or any
+            that `mae data unpack` knows.
+    """
     data = load_job(config, overrides, data_root).data
     workspace = workspace_path()
-    if data.root is not None:
+    if tars:
+        archives = [Path(tar) for tar in tars]
+        target = tasks.unpack.images_root(workspace, archives, data)
+        root = finished(run.unpack, tasks.unpack.intact, archives, target).root
+    elif data.root is not None:
         root = Path(data.root)
     else:
         root = finished(run.sample_data, tasks.sample_data.intact, workspace).root

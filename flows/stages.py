@@ -23,10 +23,12 @@ import tasks.report
 import tasks.sample_data
 import tasks.shard
 import tasks.train
+import tasks.unpack
 import tasks.validate
 from datasets.records import Records
 from datasets.sample import SampleData
 from datasets.stage import InputError, StageResult
+from datasets.unpack import Unpacked
 from datasets.validate import Validation
 from mae.config import Config, DataConfig, DeviceConfig
 from mae.rank_table import RankTableFile
@@ -89,6 +91,12 @@ def finished(subflow: Flow[P, R], intact: Callable[[R], bool], *args: P.args, **
 def sample_data(workspace: Path) -> SampleData:
     """Unpack the shipped sample."""
     return tasks.sample_data.unpack(workspace)
+
+
+@stage("unpack")
+def unpack(tars: list[Path], root: Path) -> Unpacked:
+    """Turn archives into a data root."""
+    return tasks.unpack.unpack(tars, root)
 
 
 @stage("validate")

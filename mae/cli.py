@@ -16,7 +16,7 @@ from .config import Target
 # MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, help="Validate images, write and check MindRecord shards.")
+data = typer.Typer(no_args_is_help=True, help="Unpack and validate images, write and check MindRecord shards.")
 rank_table = typer.Typer(no_args_is_help=True, help="Make, merge and check HCCL rank tables.")
 app.add_typer(data, name="data")
 app.add_typer(rank_table, name="rank-table")
@@ -36,6 +36,19 @@ def sample_data(
     from datasets.sample import unpack_sample
 
     _show(unpack_sample(directory, train_per_class=train_per_class, val_per_class=val_per_class))
+
+
+@data.command()
+def unpack(
+    tars: Annotated[list[Path], typer.Argument(help="archives of images, and the devkit of the validation images")],
+    out: Annotated[Path, typer.Option(help="receives train/<class>/ and val/<class>/")],
+    skip_md5: Annotated[bool, typer.Option("--skip-md5", help="take archives with a published name unchecked")] = False,
+    workers: Annotated[Optional[int], typer.Option(min=1, help="processes; default: one per core")] = None,
+) -> None:
+    """Unpack the tars of ImageNet-1k, or any tars of class folders."""
+    from datasets.unpack import unpack as run
+
+    _show(run(tars, out, check_md5=not skip_md5, workers=workers))
 
 
 @data.command()

@@ -12,11 +12,13 @@ import tasks.predict
 import tasks.rank_table
 import tasks.sample_data
 import tasks.shard
+import tasks.unpack
 import tasks.validate
 from datasets.records import Records
 from datasets.sample import unpack_sample
 from datasets.validate import Validation
 from mae.config import DataConfig, DeviceConfig
+from tests.datasets.tars import pack
 
 DATA = DataConfig(shard_mb=1)
 
@@ -95,3 +97,17 @@ def test_pictures_come_from_all_classes(validation: Validation) -> None:
     images = tasks.predict.validation_images(validation, count=10)
     assert [image.parent.name for image in images] == validation.classes
     assert len(tasks.predict.validation_images(validation, count=1000)) == validation.val
+
+
+def test_unpacked(tmp_path: Path) -> None:
+    tar = tmp_path / "pets.tar"
+    tar.write_bytes(pack({"cat/a.jpg": b"a", "dog/b.jpg": b"b", "README": b""}))
+    root = tasks.unpack.images_root(tmp_path / "workspace", [tar], DATA)
+    assert root.parent == tmp_path / "workspace/datasets"
+    assert tasks.unpack.images_root(tmp_path, [tar], DATA.model_copy(update={"root": "/own"})) == Path("/own")
+    result = tasks.unpack.unpack.fn([tar], root)
+    assert tasks.unpack.intact(result)
+    assert "2 class folders" in tasks.unpack.counts(result)
+    assert "| left out, beside the class folders | 1 |" in tasks.unpack.counts(result)
+    shutil.rmtree(root)
+    assert not tasks.unpack.intact(result)

@@ -1,0 +1,39 @@
+"""Stage unpack: archives as folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets.stage import value_digest
+from datasets.unpack import MARKER, Unpacked
+from datasets.unpack import unpack as unpack_archives
+from mae.config import DataConfig
+from tasks.stage import markdown, stage_task, table
+
+
+def images_root(workspace: Path, tars: list[Path], data: DataConfig) -> Path:
+    """Where archives are unpacked: the config's data root, or a folder of the workspace named by the archives."""
+    if data.root is not None:
+        return Path(data.root)
+    names = sorted(str(tar.absolute()) for tar in tars)
+    return workspace / "datasets" / f"{data.name or 'images'}-{value_digest(names)}"
+
+
+@stage_task("unpack the archives", timeout_hours=48)
+def unpack(tars: list[Path], root: Path) -> Unpacked:
+    """Unpack archives of images into the root; published ones are checked by their md5."""
+    result = unpack_archives(tars, root)
+    markdown("unpacked", counts(result))
+    return result
+
+
+def intact(result: Unpacked) -> bool:
+    """Whether the root is one that was unpacked; the next stage lists every file of it."""
+    return (result.root / MARKER).is_file()
+
+
+def counts(result: Unpacked) -> str:
+    """What was unpacked, as markdown."""
+    rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
+    rows += [("left out, beside the class folders", f"{result.left_out:,}")] if result.left_out else []
+    return f"`{result.root}`: {result.classes:,} class folders.\n\n{table(('split', 'images'), rows)}"
