@@ -36,64 +36,59 @@ class Component(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What the next bits mean, as (length | coefficients << 5 | end of block << 12), for each component of a scan.
+    """What the next bits mean, as (length | coefficients << 5 | end of block << 12); 0: no code.
 
-    `dc` and `ac` (C, 65536) uint16 have one code with its value bits for every 16 bits, where 0 is no code; `runs`
-    (C, 4096) uint16 as many whole codes as RUN_BITS hold. `of` (B,) int64 is the component of each block of an MCU.
+    Table 2 c is for the DC codes of component c of a scan, 2 c + 1 for its AC codes. `single` (2 C, 65536) uint16 has the
+    code with its value bits for every 16 bits; `runs` (2 C, 4096) uint16 all AC codes, or the one DC code, that begin
+    and end in RUN_BITS, with their value bits. `of` (B,) uint64 is the DC table of each block of an MCU.
     """
 
-    of: npt.NDArray[np.int64]
-    dc: npt.NDArray[np.uint16]
-    ac: npt.NDArray[np.uint16]
+    of: npt.NDArray[np.uint64]
+    single: npt.NDArray[np.uint16]
     runs: npt.NDArray[np.uint16]
 
 
 @lru_cache(maxsize=16)  # half a megabyte each; most files have the codes of the standard's annex K
 def tables(scan: tuple[Component, ...]) -> Optional[Tables]:
     """The tables of a scan with these components; none if its codes are no valid ones."""
-    shape = (len(scan), 1 << 16)
-    dc, ac, runs = (
-        np.zeros(shape, np.uint16),
-        np.zeros(shape, np.uint16),
-        np.zeros((len(scan), 1 << RUN_BITS), np.uint16),
-    )
-    for row, component in enumerate(scan):
-        for codes, single, is_dc in ((component.dc, dc[row], True), (component.ac, ac[row], False)):
-            counts, symbols = (np.frombuffer(part, np.uint8) for part in codes)
-            if not _fill(counts, symbols, is_dc, single, runs[row]):
-                return None
-    of = [row for row, component in enumerate(scan) for _ in range(component.blocks)]
-    return Tables(np.array(of, np.int64), dc, ac, runs)
+    single, runs = (np.zeros((2 * len(scan), 1 << bits), np.uint16) for bits in (16, RUN_BITS))
+    for row, codes in enumerate(codes for component in scan for codes in (component.dc, component.ac)):
+        counts, symbols = (np.frombuffer(part, np.uint8) for part in codes)
+        if not _fill(counts, symbols, row % 2 == 0, single[row], runs[row]):
+            return None
+    of = [2 * row for row, component in enumerate(scan) for _ in range(component.blocks)]
+    return Tables(np.array(of, np.uint64), single, runs)
 
 
 @njit(nogil=True, cache=True)
 def _fill(counts, symbols, dc, single, runs):  # type: ignore[no-untyped-def]
+    lengths = np.zeros(1 << 16, np.uint8)  # of the codes alone
     code, place = 0, 0
     for length in range(1, 17):
         for _ in range(counts[length - 1]):
             if code >= 1 << length:
                 return False
             size, run = symbols[place] & 15, symbols[place] >> 4
-            entry = length + size | (run + 1) << 5
+            entry = (length + size) | (run + 1) << 5
             if dc:
-                entry = length + size | 1 << 5
-                if symbols[place] > 11:
-                    entry = 0
+                if symbols[place] > 15:
+                    return False
+                entry = (length + size) | 1 << 5 if size <= 11 else 0
             elif size == 0:
                 entry = length | 16 << 5 if run == 15 else length | _END_OF_BLOCK if run == 0 else 0
             elif size > 10:
                 entry = 0
-            single[code << 16 - length : code + 1 << 16 - length] = entry
+            single[code << (16 - length) : (code + 1) << (16 - length)] = entry
+            lengths[code << (16 - length) : (code + 1) << (16 - length)] = length
             code += 1
             place += 1
         code <<= 1
-    if dc:
-        return True
     for bits in range(1 << RUN_BITS):
         length, advance, end = 0, 0, 0
-        while end == 0:
-            entry = np.int64(single[(bits << length & (1 << RUN_BITS) - 1) << 16 - RUN_BITS])
-            if entry == 0 or length + (entry & 31) > RUN_BITS or advance + (entry >> 5 & 127) > 63:
+        while end == 0 and length < RUN_BITS and not (dc and length):
+            following = (bits << length & ((1 << RUN_BITS) - 1)) << (16 - RUN_BITS)
+            entry = np.int64(single[following])
+            if entry == 0 or length + lengths[following] > RUN_BITS or advance + (entry >> 5 & 127) > 63:
                 break
             length += entry & 31
             advance += entry >> 5 & 127
@@ -103,14 +98,14 @@ def _fill(counts, symbols, dc, single, runs):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def walk(data, start, mcus, restart, of, dc, ac, runs):  # type: ignore[no-untyped-def]
+def walk(data, start, mcus, restart, of, single, runs):  # type: ignore[no-untyped-def]
     """Read the scan that begins at data[start]; give its state (WHOLE and so on) and where its last bytes stand.
 
     Args:
         data: (N,) uint8: the file, then 8 bytes that are no part of it.
         mcus: in the scan.
         restart: MCUs between restart markers; 0: none.
-        of, dc, ac, runs: the `Tables` of the scan.
+        of, single, runs: the `Tables` of the scan.
     """
     size = len(data) - 8
     position, bits, padding = start, np.int64(0), np.int64(0)
@@ -133,8 +128,8 @@ def walk(data, start, mcus, restart, of, dc, ac, runs):  # type: ignore[no-untyp
             until_restart = restart
             buffer, bits, padding = np.uint64(0), np.int64(0), np.int64(0)
         until_restart -= 1
-        for component in of:
-            k = np.int64(0)
+        for dc_table in of:
+            table, k = dc_table, np.int64(0)
             while k < 64:
                 if bits < 32:
                     word = (
@@ -163,18 +158,13 @@ def walk(data, start, mcus, restart, of, dc, ac, runs):  # type: ignore[no-untyp
                                 padding += 8
                             buffer = buffer << np.uint64(8) | byte
                             bits += 8
-                entry = np.int64(0)
-                if k > 0:
-                    entry = np.int64(
-                        runs[component, buffer >> np.uint64(bits - RUN_BITS) & np.uint64((1 << RUN_BITS) - 1)]
-                    )
-                    if k + (entry >> 5 & 127) > 63:  # its last codes may be of the next block
-                        entry = 0
-                if entry == 0:
-                    following = buffer >> np.uint64(bits - 16) & np.uint64(0xFFFF)
-                    entry = np.int64(ac[component, following] if k > 0 else dc[component, following])
+                next_run = buffer >> np.uint64(bits - RUN_BITS) & np.uint64((1 << RUN_BITS) - 1)
+                entry = np.int64(runs[table, next_run])
+                if entry == 0 or k + (entry >> 5 & 127) > 63:  # of a run the last codes may be of the next block
+                    entry = np.int64(single[table, buffer >> np.uint64(bits - 16) & np.uint64(0xFFFF)])
                     if entry == 0 or k + (entry >> 5 & 127) > 64:
                         return (ENDS_EARLY if bits - padding < 16 else BAD_CODE), position
+                table = dc_table + np.uint64(1)
                 bits -= entry & 31
                 k += entry >> 5 & 127
                 if entry >= _END_OF_BLOCK:
