@@ -1,5 +1,7 @@
 """Which files make a data set: folders to (split, class, file), before any file is opened.
 
+`class_folders` looks at the top folders only; `list_files` lists one of them, in the process that will read its files.
+
 Three layouts are known:
 
     root/train/<class>/**, root/val/<class>/**    ImageNet style; without val/ a share of train/ is held out
@@ -10,8 +12,9 @@ Three layouts are known:
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -21,98 +24,114 @@ UNLABELLED = "unlabelled"
 NO_CLASS = ""  # a file that stands beside class folders, or is hidden, belongs to no class
 
 
-class FileEntry(NamedTuple):
-    """One file of the data set, as the directory listing shows it."""
+class ClassFolder(NamedTuple):
+    """A folder whose files are of one split and class, before a share of it may be held out."""
 
-    path: str  # relative to the root, with "/"
     split: str  # train | val
-    class_name: str  # NO_CLASS for a file that cannot be a sample
-    bytes: int
-    mtime_ns: int
+    class_name: str  # NO_CLASS for files that cannot be samples
+    path: str  # relative to the root; "" is the root itself
+    loose: bool  # only what lies directly in it (NO_CLASS: and in its hidden folders), not all below
 
 
-def scan(root: PathLike, *, val_share: float) -> list[FileEntry]:
-    """List every file of the data set under `root`, sorted by path.
-
-    Where the layout has no val/ folder, the share `val_share` of each class's files is held out: those whose relative
-    paths have the smallest SHA-256, so the choice depends on nothing else. A class of two files or more keeps at
-    least one on each side.
+def class_folders(root: PathLike) -> tuple[list[ClassFolder], bool]:
+    """The folders of a data set in the order of the manifest, and whether a share of train is to be held out as val.
 
     Raises:
-        InputError: the root is missing or holds no files, a folder is not readable, a class folder is empty, a class of
-            val is not in train, or `val_share` is not between 0 and 1.
+        InputError: the root is missing, a folder is not readable, or a class name is not UTF-8.
     """
-    if not 0 < val_share < 1:
-        raise InputError("val_share", expected="a share above 0 and below 1", found=str(val_share), todo="correct it")
     root = Path(os.path.abspath(root))
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing there"
         raise InputError(root, expected="a folder of images", found=found, todo="correct the data root")
     splits = _split_folders(root)
-    if not splits:
-        entries = _hold_out(list(_split_entries(root, root, "train")), val_share)
-    elif splits == ["train"]:
-        entries = _hold_out(list(_split_entries(root, root / "train", "train")), val_share)
-    else:
-        entries = [entry for split in splits for entry in _split_entries(root, root / split, split)]
-        _check_same_classes(root, entries)
-    if not any(entry.class_name for entry in entries):
-        raise InputError(
-            root,
-            expected="images in class folders",
-            found="no files",
-            todo="correct the data root (see `mae sample-data`)",
-        )
-    return sorted(entries)
+    folders = [folder for split in splits or ["train"] for folder in _of_split(root, split if splits else "", split)]
+    return sorted(folders), splits != ["train", "val"]
+
+
+def list_files(root: PathLike, folder: ClassFolder) -> list[str]:
+    """Every file of a folder, relative to the root, also behind links; in no order.
+
+    Raises:
+        InputError: a folder below is not readable.
+    """
+    root = os.path.abspath(root)
+    start = len(os.path.join(root, ""))
+    top = os.path.join(root, folder.path) if folder.path else root
+    return [path[start:] for path in (_loose(top, folder.class_name) if folder.loose else _walk(top))]
+
+
+def hold_out(paths: Iterable[str], share: float) -> bytes | None:
+    """The limit that `is_held_out` compares with, of the files of one class; none where nothing is held out.
+
+    Held out is the `share` of the class whose relative paths have the smallest SHA-256, so the choice depends on
+    nothing else. A class of two files or more keeps at least one on each side. Hidden files do not count.
+    """
+    digests = [_path_digest(path) for path in paths if not is_hidden(path)]
+    count = min(max(1, round(share * len(digests))), len(digests) - 1)
+    return heapq.nsmallest(count, digests)[-1] if count > 0 else None
+
+
+def is_held_out(path: str, limit: bytes | None) -> bool:
+    """Whether a file belongs to the held-out share of its class."""
+    return limit is not None and not is_hidden(path) and _path_digest(path) <= limit
 
 
 def outside(root: PathLike) -> list[str]:
-    """Names in the root that `scan` leaves out because the data set is in train/ and val/ beside them, sorted."""
+    """Names in the root that are no part of the data set, which is in train/ and val/ beside them; sorted."""
     splits = _split_folders(Path(root))
     return sorted(set(os.listdir(root)) - set(splits)) if splits else []
 
 
 def is_hidden(path: str) -> bool:
     """Whether a part of the relative path is a hidden file or folder, or what macOS adds to archives."""
+    if "." not in path[:1] and "/." not in path and "__MACOSX" not in path:
+        return False
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def _path_digest(path: str) -> bytes:
+    return hashlib.sha256(os.fsencode(path)).digest()
 
 
 def _split_folders(root: Path) -> list[str]:
     """["train", "val"] or ["train"] where these folders are splits; among others train/ is a class (vehicles)."""
-    folders = {name for name in _names(root) if (root / name).is_dir() and not is_hidden(name)}
+    folders = {entry.name for entry in _entries(str(root)) if entry.is_dir() and not is_hidden(entry.name)}
     if {"train", "val"} <= folders:
         return ["train", "val"]
     return ["train"] if "train" in folders and folders <= {"train", "test"} else []
 
 
-def _split_entries(root: Path, folder: Path, split: str) -> Iterator[FileEntry]:
-    """The files of one split. Folders are classes; without folders all files are of the one class."""
-    names = sorted(_names(folder))
-    folders = {name for name in names if (folder / name).is_dir()}
-    classes = {name for name in folders if not is_hidden(name)}
-    for name in names:
-        if name in classes:
-            yield from _class_entries(root, folder / name, split)
-        elif name in folders:
-            yield from (_entry(root, file, split, NO_CLASS) for file in _walk(folder / name))
-        else:
-            yield _entry(root, str(folder / name), split, NO_CLASS if classes or is_hidden(name) else UNLABELLED)
+def _of_split(root: Path, path: str, split: str) -> Iterator[ClassFolder]:
+    """The folders of one split. Without class folders all its files are of the one class."""
+    entries = _entries(str(root / path))
+    classes = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            where = ascii(str(root / path / name))
+            raise InputError(
+                where, expected="a class name in UTF-8", found="other bytes", todo="rename the folder"
+            ) from None
+        yield ClassFolder(split, name, os.path.join(path, name), loose=False)
+    if not classes:
+        yield ClassFolder(split, UNLABELLED, path, loose=True)
+    yield ClassFolder(split, NO_CLASS, path, loose=True)
 
 
-def _class_entries(root: Path, folder: Path, split: str) -> list[FileEntry]:
-    try:
-        folder.name.encode()
-    except UnicodeEncodeError:
-        raise InputError(
-            ascii(str(folder)), expected="a class name in UTF-8", found="other bytes", todo="rename the folder"
-        ) from None
-    entries = [_entry(root, file, split, folder.name) for file in _walk(folder)]
-    if all(is_hidden(entry.path) for entry in entries):
-        raise InputError(folder, expected="images of this class", found="an empty folder", todo="fill it or remove it")
-    return entries
+def _loose(top: str, class_name: str) -> Iterator[str]:
+    entries = _entries(top)
+    flat = not any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
+    for entry in entries:
+        hidden = is_hidden(entry.name)
+        if entry.is_dir():
+            if hidden and class_name == NO_CLASS:
+                yield from _walk(entry.path)
+        elif (flat and not hidden) == (class_name == UNLABELLED):
+            yield entry.path
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: str) -> Iterator[str]:
     """Every file below, also through linked folders, except those that lead back to a folder above them."""
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         here = os.path.join(os.path.realpath(parent), "")
@@ -125,9 +144,10 @@ def _walk(folder: Path) -> Iterator[str]:
             yield os.path.join(parent, name)
 
 
-def _names(folder: Path) -> list[str]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
-        return os.listdir(folder)
+        with os.scandir(folder) as entries:
+            return list(entries)
     except OSError as error:
         return _unreadable(error)
 
@@ -136,38 +156,3 @@ def _unreadable(error: OSError) -> NoReturn:
     raise InputError(
         error.filename, expected="a readable folder", found=str(error.strerror), todo="correct its permissions"
     ) from None
-
-
-def _entry(root: Path, path: str, split: str, class_name: str) -> FileEntry:
-    relative = path[len(os.path.join(root, "")) :]
-    try:
-        status = os.stat(path)
-    except OSError:  # a link to nothing; validation gives it a row that says so
-        return FileEntry(relative, split, class_name, 0, 0)
-    return FileEntry(relative, split, class_name, status.st_size, status.st_mtime_ns)
-
-
-def _hold_out(entries: list[FileEntry], share: float) -> list[FileEntry]:
-    """Move the share of each class whose paths have the smallest digests to val."""
-    by_class: dict[str, list[FileEntry]] = {}
-    for entry in entries:
-        if entry.class_name and not is_hidden(entry.path):
-            by_class.setdefault(entry.class_name, []).append(entry)
-    held_out: set[str] = set()
-    for members in by_class.values():
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        members.sort(key=lambda entry: hashlib.sha256(os.fsencode(entry.path)).digest())
-        held_out.update(entry.path for entry in members[:count])
-    return [entry._replace(split="val") if entry.path in held_out else entry for entry in entries]
-
-
-def _check_same_classes(root: Path, entries: list[FileEntry]) -> None:
-    train = {entry.class_name for entry in entries if entry.split == "train"}
-    unknown = sorted({entry.class_name for entry in entries if entry.split == "val"} - train - {NO_CLASS})
-    if unknown:
-        raise InputError(
-            root / "val",
-            expected="the classes of train/",
-            found=f"{len(unknown)} others, first {unknown[0]!r}",
-            todo="sort the validation images into the class folders of train/",
-        )

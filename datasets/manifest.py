@@ -1,25 +1,16 @@
-"""The rows of manifest.parquet: one per file, every fault with its reason.
+"""The rows of manifest.parquet: one per file, every fault with its reason, in the order (split, class, path).
 
-What becomes of each status (nothing else is done to any file, and every one has its row):
-
-    ok           stored as it is
-    converted    good, but stored as RGB JPEG: CMYK, palette, alpha, 16 bits, formats other than JPEG and PNG
-    duplicate    same bytes as an earlier file of its split; kept, as published ImageNet numbers keep theirs
-    leak         a training file with the bytes of a validation file; excluded, so that evaluation stays honest
-    corrupt      announces an image and does not decode to its end; excluded, as are all below
-    not_image    no image by its first bytes, or a hidden file
-    empty        no bytes
-    too_large    more pixels or bytes than are safe to decode; not decoded
-    unsupported  decodes to a mode that has no meaning as RGB
-    unreadable   cannot be read: permission, broken link, no regular file, name not in UTF-8
-    no_class     an image beside the class folders
+`datasets.policy` says which faults there are and what becomes of each. Every file has its row, and nothing is done to
+any file.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,8 +19,9 @@ from datasets.stage import PathLike
 
 MANIFEST = "manifest.parquet"
 USABLE = ("ok", "converted", "duplicate")
+ROW_GROUP = 1 << 16  # rows: what a reader that streams holds at a time
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("split", pa.string()),
@@ -55,23 +47,29 @@ class ManifestRow(NamedTuple):
     path: str  # relative to the root
     split: str
     class_name: str
-    label: int  # index in the sorted class names of train; -1 without a class
+    label: int  # index in the sorted class names of the data set; -1 without one
     bytes: int
     width: int | None
     height: int | None
     mode: str | None  # Pillow's
     format: str | None  # by magic bytes
     digest: str | None  # SHA-256; none for what was not read
-    status: str
+    status: str  # ok | converted | the fault that decided
     reason: str
-    faults: str = ""  # the names of all that was found, sorted, with commas; the status is the one that decided
+    faults: str = ""  # the names of all that was found, sorted, with commas
     kept: bool = False  # whether the image is part of the records
 
 
 def read_manifest(path: PathLike) -> list[ManifestRow]:
     """The rows of a manifest.parquet, in order."""
-    table = pq.read_table(path)
-    return [ManifestRow(*values) for values in zip(*(table.column(field).to_pylist() for field in ManifestRow._fields))]
+    return list(iterate_manifest(path))
+
+
+def iterate_manifest(path: PathLike) -> Iterator[ManifestRow]:
+    """The rows of a manifest.parquet in order, of which few are in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=8192):
+            yield from map(ManifestRow._make, zip(*(batch.column(name).to_pylist() for name in ManifestRow._fields)))
 
 
 def read_statuses(path: PathLike) -> list[str]:
@@ -84,34 +82,24 @@ def fault_counts(statuses: Iterable[str]) -> dict[str, int]:
     return {status: count for status, count in sorted(Counter(statuses).items()) if status != "ok"}
 
 
-def write_manifest(path: PathLike, rows: list[ManifestRow]) -> None:
-    """Write rows to a parquet file; equal rows give equal bytes."""
-    columns = [pa.array(values, field.type) for values, field in zip(zip(*rows), _SCHEMA)]
-    pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), path)
+@contextmanager
+def manifest_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that appends tables of SCHEMA; equal rows give equal bytes, however they were cut."""
+    waiting: list[pa.Table] = []
 
+    def append(table: pa.Table) -> None:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= ROW_GROUP:
+            flush(last=False)
 
-def mark_copies(rows: list[ManifestRow]) -> list[ManifestRow]:
-    """Mark training files whose bytes are in val too (leak), then repeated files within a split (duplicate)."""
-    first: dict[tuple[str, str | None], ManifestRow] = {}
-    for row in rows:
-        if row.status in USABLE:
-            first.setdefault((row.split, row.digest), row)
-    return [_mark_copy(row, first) if row.status in USABLE else row for row in rows]
+    def flush(*, last: bool) -> None:
+        rows = pa.concat_tables(waiting).combine_chunks()
+        whole = len(rows) if last else len(rows) // ROW_GROUP * ROW_GROUP
+        for start in range(0, whole, ROW_GROUP):
+            writer.write_table(pa.Table.from_batches(rows.slice(start, min(ROW_GROUP, whole - start)).to_batches()))
+        waiting[:] = [rows.slice(whole)]
 
-
-def _mark_copy(row: ManifestRow, first: dict[tuple[str, str | None], ManifestRow]) -> ManifestRow:
-    validation_copy = first.get(("val", row.digest)) if row.split == "train" else None
-    original = first[row.split, row.digest]
-    if validation_copy is not None:
-        status, copied = "leak", validation_copy
-    elif original is not row:
-        status, copied = "duplicate", original
-    else:
-        return row
-    return row._replace(
-        status=status, reason="; ".join(filter(None, (f"same bytes as {_named(copied, row)}", row.reason)))
-    )
-
-
-def _named(copy: ManifestRow, row: ManifestRow) -> str:
-    return copy.path if copy.class_name == row.class_name else f"{copy.path}, which is of another class"
+    with open(path, "wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
+        yield append
+        if waiting:
+            flush(last=True)

@@ -1,30 +1,36 @@
-"""Validate a folder of images: decode every file, give each a row in the manifest, total them in validation.json."""
+"""Validate a folder of images: decode every file, give each a row in the manifest, total them in validation.json.
+
+plan -> units -> examine, in as many processes as there are -> conclude. Work goes on in `<out>.partial-<request>`: a
+killed validation continues where it was, and only conclude's last step, a rename, makes it the result.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import logging
 import os
-import re
-import stat
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from PIL import Image
-
-from datasets.image import MAGIC_BYTES, MAX_BYTES, Inspection, inspect, sniff, suffix_fault
-from datasets.layout import NO_CLASS, FileEntry, is_hidden, outside, scan
-from datasets.manifest import MANIFEST, USABLE, ManifestRow, fault_counts, mark_copies, write_manifest
+from datasets.judge import judge
+from datasets.layout import outside
+from datasets.manifest import MANIFEST, manifest_writer
+from datasets.parallel import in_processes
+from datasets.parts import PARTS, Examined, examine
+from datasets.plan import DEFAULT, Options, Plan, make_plan, request_of
+from datasets.policy import outcome
+from datasets.rows import Totals, manifest_tables
 from datasets.stage import (
     InputError,
     PathLike,
     StageResult,
-    atomic_directory,
     file_digest,
+    fsync,
     refuse_foreign,
     value_digest,
     write_json,
@@ -32,13 +38,18 @@ from datasets.stage import (
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # raise it when the same file may get another row: finished validations are then repeated
 SUMMARY = "validation.json"
-_CHUNK = 64  # files a work unit: keeps the executor's own cost per file low
+_SECONDS = 10.0  # between two lines of progress
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Validation(StageResult):
-    """A validated data set. `train` and `val` count usable images, `faults` the rows of each status but ok."""
+    """A validated data set.
+
+    `train` and `val` count the images that are kept, `faults` the rows of each status but ok, `found` the rows with
+    each fault, whatever became of them, `warnings` what decoders complained of and went on. `examined` counts the
+    files that this call read.
+    """
 
     directory: Path
     root: Path
@@ -48,48 +59,95 @@ class Validation(StageResult):
     val: int
     classes: list[str]
     faults: dict[str, int]
+    found: dict[str, int]
+    warnings: dict[str, int]
+    policy: dict[str, str]
+    examined: int = 0
 
 
 def validation_directory(
-    workspace: PathLike, root: PathLike, *, name: str | None = None, val_share: float = 0.1
+    workspace: PathLike, root: PathLike, *, name: Optional[str] = None, options: Options = DEFAULT
 ) -> Path:
-    """Where the pipeline validates `root`: named by the listing of its files and by the options."""
-    request = _request(Path(root), scan(root, val_share=val_share), name, val_share)
+    """Where the pipeline validates `root`: named by it and by the options, so that a changed tree is updated."""
+    request = request_of(root, name, options)
     return Path(workspace) / "datasets" / f"{request['name']}-{value_digest(request)}"
 
 
 def validate(
-    root: PathLike, out: PathLike, *, val_share: float = 0.1, name: str | None = None, workers: int | None = None
+    root: PathLike,
+    out: PathLike,
+    *,
+    options: Options = DEFAULT,
+    name: Optional[str] = None,
+    full: bool = False,
+    workers: Optional[int] = None,
 ) -> Validation:
     """Decode every file under `root` to its end and write manifest.parquet and validation.json to `out`.
 
-    The layouts are those of `datasets.layout.scan`. The same tree gives the same bytes of manifest.parquet. A finished
-    `out` is reused if every file still has the path, size and mtime it had and the manifest is unchanged.
-    `workers` threads decode (Pillow releases the interpreter while it does); default: one per core.
+    The layouts are those of `datasets.layout`. The same tree gives the same bytes of manifest.parquet. Files that still
+    have the path, size, mtime and inode of an earlier validation in `out`, or of a killed one, are not read again,
+    unless `full`. Where nothing changed at all, `out` stays as it is.
+    `workers` processes decode; default: one per core.
 
     Raises:
-        InputError: the layout is at fault, a class has no usable training image, val has no usable image,
-            or `out` holds something else.
+        InputError: the layout is at fault, a fault was found for which the policy says "fail", nothing usable is left,
+            the disk is full, or `out` holds something else.
     """
-    root, out = Path(root), Path(out)
-    entries = scan(root, val_share=val_share)
-    request = _request(root, entries, name, val_share)
+    with _clear_errors(Path(out)):
+        found = plan(root, out, options=options, name=name, full=full)
+        few = len(found.units) == 1
+        results = in_processes(examine, found.units, workers=1 if few else workers)
+        return conclude(found, list(_watched(results, found)))
+
+
+def plan(
+    root: PathLike,
+    out: PathLike,
+    *,
+    options: Options = DEFAULT,
+    name: Optional[str] = None,
+    full: bool = False,
+) -> Plan:
+    """List the files of a data set and share them out in units of work for `datasets.parts.examine`.
+
+    Raises:
+        InputError: the layout or an option is at fault, or `out` holds something else.
+    """
+    out = Path(os.path.abspath(out))
     refuse_foreign(out, SUMMARY)
-    fault = _fault(out, request)
-    if fault is None:
-        logger.info("%s: reusing the validation of %s", out, root)
-        return load_validation(out).model_copy(update={"reused": True})
-    if out.exists():
-        logger.warning("%s: validating again: %s", out, fault)
-    classes = sorted({entry.class_name for entry in entries if entry.split == "train"} - {NO_CLASS})
-    rows = mark_copies(_examine_all(root, entries, classes, workers or len(os.sched_getaffinity(0))))
-    _require_usable(root, rows, classes)
-    rows = [row._replace(kept=row.status in USABLE) for row in rows]
-    with atomic_directory(out) as partial:
-        write_manifest(partial / MANIFEST, rows)
-        summary = {**request, **_totals(rows), "classes": classes, "outside": outside(root)}
-        write_json(partial / SUMMARY, {**summary, "manifest_digest": file_digest(partial / MANIFEST)})
-    result = load_validation(out)
+    return make_plan(os.path.abspath(root), out, options, name=name, full=full)
+
+
+def conclude(plan: Plan, results: Iterable[Examined]) -> Validation:
+    """Join the parts that were examined: find copies, apply the policy, write the manifest, and make it the result.
+
+    Raises:
+        InputError: a fault was found for which the policy says "fail", or nothing usable is left. The parts are kept:
+            the next call examines only what was changed.
+    """
+    results = list(results)
+    examined = sum(result.examined for result in results)
+    unchanged = {name for result in results for name in result.unchanged}
+    planned = [part.file for part in plan.parts]
+    reason = _why_again(plan, planned, unchanged)
+    if reason is None:
+        logger.info("%s: reusing the validation of %s", plan.out, plan.root)
+        shutil.rmtree(plan.working, ignore_errors=True)
+        return load_validation(plan.out).model_copy(update={"reused": True, "examined": examined})
+    if plan.out.exists() and any(plan.out.iterdir()):
+        logger.warning("%s: validating again: %s", plan.out, reason)
+    _gather_parts(plan, planned, unchanged)
+    judgement = judge(plan)
+    totals = Totals(plan)
+    with manifest_writer(plan.working / MANIFEST) as append:
+        for table in manifest_tables(plan, judgement, totals):
+            append(table)
+    fsync(plan.working / MANIFEST)
+    totals.refuse()
+    summary = {**plan.request, **totals.summary(), "classes": judgement.classes, "outside": outside(plan.root)}
+    write_json(plan.working / SUMMARY, {**summary, "manifest_digest": file_digest(plan.working / MANIFEST)})
+    _replace(plan.out, plan.working)
+    result = load_validation(plan.out).model_copy(update={"examined": examined})
     _log_summary(result, summary)
     return result
 
@@ -105,30 +163,22 @@ def load_validation(directory: PathLike) -> Validation:
     if fault is not None:
         raise InputError(directory, expected="a finished validation", found=fault, todo="run `mae data validate` first")
     summary = json.loads((directory / SUMMARY).read_text())
-    return Validation(
-        directory=directory,
-        root=Path(summary["root"]),
-        **{key: summary[key] for key in ("name", "manifest_digest", "train", "val", "classes", "faults")},
-    )
+    names = ("name", "manifest_digest", "train", "val", "classes", "faults", "found", "warnings", "policy")
+    return Validation(directory=directory, root=Path(summary["root"]), **{key: summary[key] for key in names})
 
 
-def _request(root: Path, entries: list[FileEntry], name: str | None, val_share: float) -> dict[str, Any]:
-    """Everything that the result depends on."""
-    root = root.resolve()
-    listing = hashlib.sha256()
-    for entry in entries:
-        listing.update(os.fsencode(f"{entry.path}\0{entry.bytes}\0{entry.mtime_ns}\0"))
-    safe_name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name or root.name).strip("-.") or "images"
-    return {
-        "name": safe_name,
-        "root": str(root),
-        "val_share": val_share,
-        "listing": listing.hexdigest(),
-        "version": VERSION,
-    }
+def _watched(results: Iterable[Examined], plan: Plan) -> Iterator[Examined]:
+    """The same, with a line of progress now and then."""
+    total, done, last = sum(unit.files for unit in plan.units), 0, time.monotonic()
+    for result in results:
+        yield result
+        done += result.files
+        if time.monotonic() - last > _SECONDS:
+            last = time.monotonic()
+            logger.info("%s: %s of %s files", plan.root, f"{done:,}", f"{total:,}")
 
 
-def _damage(out: Path) -> str | None:
+def _damage(out: Path) -> Optional[str]:
     """What is wrong with a finished validation as such; none if nothing is."""
     try:
         summary = json.loads((out / SUMMARY).read_text())
@@ -141,121 +191,70 @@ def _damage(out: Path) -> str | None:
     return None
 
 
-def _fault(out: Path, request: dict[str, Any]) -> str | None:
-    """Why `out` cannot be reused for this request; none if it can."""
-    damage = _damage(out)
+def _why_again(plan: Plan, planned: list[str], unchanged: set[str]) -> Optional[str]:
+    """Why `out` cannot be reused; none if it can."""
+    damage = _damage(plan.out)
     if damage is not None:
         return damage
-    summary = json.loads((out / SUMMARY).read_text())
-    changed = [key for key, value in request.items() if summary.get(key) != value]
-    return f"another {', '.join(changed)} than then" if changed else None
+    summary = json.loads((plan.out / SUMMARY).read_text())
+    changed = [key for key, value in plan.request.items() if summary.get(key) != value]
+    if changed:
+        return f"another {', '.join(changed)} than then"
+    parts = plan.out / PARTS
+    if not parts.is_dir() or sorted(os.listdir(parts)) != sorted(planned):
+        return "class folders came or went"
+    if len(unchanged) < len(planned):
+        return f"files of {len(planned) - len(unchanged)} of {len(planned)} parts changed"
+    return None
 
 
-def _examine_all(root: Path, entries: list[FileEntry], classes: list[str], workers: int) -> list[ManifestRow]:
-    labels = {class_name: label for label, class_name in enumerate(classes)}
-
-    def examine_chunk(start: int) -> list[ManifestRow]:
-        return [_examine(root, entry, labels) for entry in entries[start : start + _CHUNK]]
-
-    Image.init()  # registers the formats once, before threads would do it at the same time
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore")  # broken EXIF and the like; the pixels are judged by decoding them
-        return [row for rows in pool.map(examine_chunk, range(0, len(entries), _CHUNK)) for row in rows]
+def _gather_parts(plan: Plan, planned: list[str], unchanged: set[str]) -> None:
+    """Make the working directory hold the planned parts and no others."""
+    working = plan.working / PARTS
+    working.mkdir(parents=True, exist_ok=True)
+    for name in set(os.listdir(working)) - set(planned):
+        (working / name).unlink()
+    for name in unchanged:
+        _link(plan.out / PARTS / name, working / name)
 
 
-def _examine(root: Path, entry: FileEntry, labels: dict[str, int]) -> ManifestRow:
-    found, size, digest = _inspect_file(root, entry)
-    path = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
-    if found.status in ("ok", "converted"):
-        note = suffix_fault(path, found.format)
-        found = found._replace(reason="; ".join(filter(None, (found.reason, note))))
-        if entry.class_name == NO_CLASS:
-            found = found._replace(status="no_class", reason="stands beside the class folders")
-    return ManifestRow(
-        path=path,
-        split=entry.split,
-        class_name=entry.class_name,
-        label=labels.get(entry.class_name, -1),
-        bytes=size,
-        width=found.width,
-        height=found.height,
-        mode=found.mode,
-        format=found.format,
-        digest=digest,
-        status=found.status,
-        reason=found.reason,
-    )
-
-
-def _inspect_file(root: Path, entry: FileEntry) -> tuple[Inspection, int, str | None]:
-    """The inspection of a file, its size in bytes and its digest. Of what is no image only the head is read."""
-    if is_hidden(entry.path):
-        return Inspection("not_image", "hidden file or folder"), entry.bytes, None
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
     try:
-        entry.path.encode()
-        path = os.path.join(root, entry.path)
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
-            return Inspection("unreadable", "no regular file"), 0, None
-        with open(path, "rb") as file:
-            data = file.read(MAGIC_BYTES)
-            name = sniff(data)
-            if name is not None and entry.bytes > MAX_BYTES:
-                found = Inspection("too_large", f"more than {MAX_BYTES} bytes; not decoded", format=name)
-                return found, entry.bytes, None
-            if name is not None:
-                data += file.read()
-    except UnicodeEncodeError:
-        return Inspection("unreadable", "the file name is not UTF-8"), entry.bytes, None
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _replace(out: Path, working: Path) -> None:
+    """Make the working directory the result. Killed in between, the next call finds all parts in `working`."""
+    replaced = out.with_name(f"{working.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    working.rename(out)
+    fsync(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _clear_errors(out: Path) -> Iterator[None]:
+    """Say what to do about a full disk."""
+    try:
+        yield
     except OSError as error:
-        return Inspection("unreadable", error.strerror or type(error).__name__), entry.bytes, None
-    if name is None:
-        return inspect(data), entry.bytes, None
-    return inspect(data), len(data), hashlib.sha256(data).hexdigest()
-
-
-def _require_usable(root: Path, rows: list[ManifestRow], classes: list[str]) -> None:
-    usable = {(row.split, row.class_name) for row in rows if row.status in USABLE}
-    for class_name in classes:
-        if ("train", class_name) not in usable:
-            faulty = [row for row in rows if (row.split, row.class_name) == ("train", class_name)]
-            causes = f"first {faulty[0].path}: {faulty[0].status}, {faulty[0].reason}" if faulty else "none at all"
-            raise InputError(
-                root,
-                expected=f"a usable training image of class {class_name!r}",
-                found=f"{len(faulty)} faulty files, {causes}",
-                todo="repair the files or remove the class",
-            )
-    if not any(split == "val" for split, _ in usable):
-        raise InputError(
-            root,
-            expected="a usable validation image",
-            found="none",
-            todo="add images to val/, or use classes of at least two images",
-        )
-
-
-def _totals(rows: list[ManifestRow]) -> dict[str, Any]:
-    return {
-        "files": len(rows),
-        "bytes": sum(row.bytes for row in rows),
-        "train": sum(row.split == "train" and row.status in USABLE for row in rows),
-        "val": sum(row.split == "val" and row.status in USABLE for row in rows),
-        "faults": fault_counts(row.status for row in rows),
-        "excluded": list(_excluded(rows)),
-    }
-
-
-def _excluded(rows: list[ManifestRow]) -> Iterator[dict[str, str]]:
-    for row in rows:
-        if row.status not in USABLE:
-            yield {"path": row.path, "status": row.status, "reason": row.reason}
+        if error.errno not in _NO_ROOM:
+            raise
+        todo = "free some space and run it again: it goes on where it was"
+        where = out.parent
+        raise InputError(where, expected="room for the validation", found=str(error.strerror), todo=todo) from error
 
 
 def _log_summary(result: Validation, summary: dict[str, Any]) -> None:
     classes = f"{len(result.classes)} classes"
     logger.info("%s: %d + %d usable images of %s", result.root, result.train, result.val, classes)
     for status, count in result.faults.items():
-        verb = "kept" if status in USABLE else "excluded"
+        verb = "kept" if status == "converted" or outcome([status], result.policy).kept else "excluded"
         logger.warning(
             "%s: %d files are %s (%s); see %s", result.root, count, status, verb, result.directory / MANIFEST
         )

@@ -102,7 +102,9 @@ def unpack(tars: list[Path], root: Path) -> Unpacked:
 @stage("validate")
 def validate(root: Path, workspace: Path, data: DataConfig) -> Validation:
     """Look at every file of the data root."""
-    return tasks.validate.validate(root, workspace, data)
+    found = tasks.validate.plan(root, workspace, data)
+    results = tasks.validate.examine.map(found.units).result()
+    return tasks.validate.conclude(found, results)
 
 
 @stage("shard")

@@ -56,11 +56,27 @@ def validate(
     root: Path,
     out: Annotated[Path, typer.Option(help="receives manifest.parquet and validation.json")],
     val_share: Annotated[float, typer.Option(help="held out per class where ROOT has no val/")] = 0.1,
+    expect: Annotated[Optional[str], typer.Option(help="what it has to be: imagenet-1k")] = None,
+    policy: Annotated[
+        Optional[list[str]], typer.Option(metavar="FAULT=ACTION", help="fail, exclude, convert or accept")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="read unchanged files again, too")] = False,
+    near_duplicates: Annotated[
+        Optional[int], typer.Option(metavar="BITS", help="find pictures whose hashes differ in at most so many of 64")
+    ] = None,
+    min_side: Annotated[int, typer.Option(help="name images with a shorter side, in pixels")] = 16,
 ) -> None:
     """Decode every file below ROOT and say what is wrong with which."""
+    from datasets.plan import Options
+    from datasets.policy import parse_policy
     from datasets.validate import validate as run
 
-    _show(run(root, out, val_share=val_share))
+    from .fault_table import print_faults
+
+    options = Options(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
+    result = run(root, out, options=options, full=full)
+    print_faults(result)
+    _show(result)
 
 
 @data.command()

@@ -38,6 +38,12 @@ class DataConfig(_Section):
         None, description="a directory written by `mae data shard`; the pipeline fills it in"
     )
     val_share: float = Field(0.1, gt=0, lt=1, description="held out per class when the root has no train/ and val/")
+    policy: dict[str, str] = Field({}, description="fault: fail, exclude, convert or accept; see `mae data validate`")
+    expect: Optional[Literal["imagenet-1k"]] = Field(None, description="a published data set that this has to be")
+    near_duplicates: Optional[int] = Field(
+        None, ge=0, le=8, description="find pictures whose perceptual hashes differ in at most so many bits"
+    )
+    min_side: int = Field(16, gt=0, description="images with a shorter side are named: they are below one patch")
     shard_mb: int = Field(1024, gt=0, description="image bytes per MindRecord shard, in MB")
     short_side: Optional[int] = Field(
         None, gt=0, description="store images with this shorter side; none keeps the pixels"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datasets.plan import Options
+from datasets.policy import parse_policy
 from datasets.records import INDEX
 from datasets.shard import records_directory, shard
 from datasets.validate import validate, validation_directory
@@ -21,9 +23,24 @@ def prepare(data: Path, workspace: Path, settings: DataConfig = DEFAULTS) -> Pat
     """
     if (data / INDEX).is_file():
         return data
-    name, val_share = settings.name, settings.val_share
-    validation = validation_directory(workspace, data, name=name, val_share=val_share)
-    found = validate(data, validation, name=name, val_share=val_share)
+    name, options = settings.name, validation_options(settings)
+    validation = validation_directory(workspace, data, name=name, options=options)
+    found = validate(data, validation, name=name, options=options)
     mb, side = settings.shard_mb, settings.short_side
     out = records_directory(workspace, found.directory, shard_mb=mb, short_side=side, seed=0)
     return shard(found.directory, out, shard_mb=mb, short_side=side, seed=0).directory
+
+
+def validation_options(settings: DataConfig) -> Options:
+    """What a config says of validation.
+
+    Raises:
+        InputError: its policy names no fault, or an action that does not fit it.
+    """
+    return Options(
+        val_share=settings.val_share,
+        policy=parse_policy(f"{fault}={action}" for fault, action in settings.policy.items()),
+        expect=settings.expect,
+        near_duplicates=settings.near_duplicates,
+        min_side=settings.min_side,
+    )

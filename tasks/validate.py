@@ -4,17 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets.parts
+import datasets.validate
+from datasets.parts import Examined, Unit
+from datasets.plan import Plan
 from datasets.validate import Validation, validation_directory
-from datasets.validate import validate as validate_images
 from mae.config import DataConfig
+from mae.prepare import validation_options
 from tasks.stage import markdown, stage_task, table, unchanged
 
 
+@stage_task("list the files", timeout_hours=4)
+def plan(root: Path, workspace: Path, data: DataConfig) -> Plan:
+    """List the images under `root` and share them out in units of work."""
+    options = validation_options(data)
+    out = validation_directory(workspace, root, name=data.name, options=options)
+    return datasets.validate.plan(root, out, options=options, name=data.name)
+
+
 @stage_task("check every image", timeout_hours=24)
-def validate(root: Path, workspace: Path, data: DataConfig) -> Validation:
-    """Validate the images under `root` into the workspace."""
-    out = validation_directory(workspace, root, name=data.name, val_share=data.val_share)
-    result = validate_images(root, out, val_share=data.val_share, name=data.name)
+def examine(unit: Unit) -> Examined:
+    """Examine the files of one unit."""
+    return datasets.parts.examine(unit)
+
+
+@stage_task("judge the whole", timeout_hours=4)
+def conclude(plan: Plan, results: list[Examined]) -> Validation:
+    """Join what was examined to a validation in the workspace."""
+    result = datasets.validate.conclude(plan, results)
     markdown("validation", counts(result))
     return result
 

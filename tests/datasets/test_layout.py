@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from datasets.layout import outside, scan
+from datasets import plan
+from datasets.layout import outside
+from datasets.parts import list_parts
+from datasets.plan import Options, make_plan
 from datasets.stage import InputError
 
-IMAGE = b"any bytes: scan opens no file"
+
+class Entry(NamedTuple):
+    path: str
+    split: str
+    class_name: str
+    bytes: int
+    mtime_ns: int
+
+
+def scan(root, *, val_share):
+    """Every file as the units see it, sorted."""
+    found = make_plan(Path(os.path.abspath(root)), Path("out"), Options(val_share), name=None, full=False)
+    return sorted(
+        Entry(file.path, file.split, part.folder.class_name, file.size, file.mtime_ns)
+        for part, files in list_parts(found.root, found.parts)
+        for file in files
+    )
+
+
+IMAGE = b"any bytes: a listing opens no file"
 
 LAYOUTS = {  # name: (files, {path: (split, class)})
     "train_and_val": (
@@ -66,6 +90,17 @@ def test_hold_out(tmp_path, write_tree, prefix, sizes, share, held_out):
     assert {name: sum(e.class_name == name and e.split == "val" for e in entries) for name in sizes} == held_out
     again = scan(write_tree(tmp_path / "elsewhere" / "b", files), val_share=share)
     assert [(e.path, e.split) for e in again] == [(e.path, e.split) for e in entries]
+
+
+@pytest.mark.parametrize("prefix", ["", "deep/"])
+def test_a_large_folder_is_cut_and_nothing_else_changes(tmp_path, write_tree, monkeypatch, prefix):
+    root = write_tree(tmp_path, {f"{prefix}{i}.jpg": IMAGE for i in range(25)})
+    whole = scan(root, val_share=0.2)
+    monkeypatch.setattr(plan, "PART_FILES", 4)
+    monkeypatch.setattr(plan, "UNIT_FILES", 8)
+    found = make_plan(root, tmp_path / "out", Options(0.2), name=None, full=False)
+    assert ([part.files for part in found.parts], len(found.units)) == ([4, 4, 4, 4, 4, 4, 1], 4)
+    assert scan(root, val_share=0.2) == whole
 
 
 def test_hold_out_of_a_flat_folder(tmp_path, write_tree):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets.manifest import read_manifest
+from datasets.plan import Options
 from datasets.stage import InputError, file_digest
 from datasets.validate import load_validation, validate, validation_directory
 
@@ -24,7 +26,7 @@ BAD_TREE = {  # path: (content, expected status)
     "train/cat/cmyk.JPEG": ("cmyk.jpg", "converted"),
     "train/cat/grey16.png": ("grey16.png", "converted"),
     "train/cat/palette.png": ("palette.png", "converted"),
-    "train/cat/truncated.jpg": ("truncated.jpg", "corrupt"),
+    "train/cat/truncated.jpg": ("truncated.jpg", "truncated"),
     "train/cat/text.jpg": ("text.jpg", "not_image"),
     "train/cat/empty.jpg": ("empty.jpg", "empty"),
     "train/cat/bomb.png": ("bomb.png", "too_large"),
@@ -77,7 +79,7 @@ def test_manifest_columns(bad):
         if row.status in KEPT:
             assert row.digest == file_digest(file)
             assert (row.width, row.height) == (48, 32)
-    assert list(rows) == sorted(rows)
+    assert list(rows) == sorted(rows, key=lambda path: (rows[path].split, rows[path].class_name, path))
 
 
 def test_totals(bad):
@@ -100,8 +102,8 @@ def test_totals(bad):
 def test_exclusions_are_logged(tmp_path, write_tree, caplog):
     root = write_tree(tmp_path / "r", {"cat/0.jpg": "rgb.jpg", "cat/1.jpg": "grey.jpg", "cat/2.jpg": "truncated.jpg"})
     validate(root, tmp_path / "out")
-    assert "1 files are corrupt (excluded)" in caplog.text
-    assert "excluded cat/2.jpg: corrupt" in caplog.text
+    assert "1 files are truncated (excluded)" in caplog.text
+    assert "excluded cat/2.jpg: truncated" in caplog.text
 
 
 def test_same_tree_gives_same_manifest(bad, tmp_path):
@@ -122,7 +124,7 @@ FAULTS = {  # name: (files, parts of the message)
             "train/dog/1.jpg": "empty.jpg",
             "val/cat/0.jpg": "grey.jpg",
         },
-        ["training image of class 'dog'", "2 faulty files", "train/dog/0.jpg: corrupt"],
+        ["training image of class 'dog'", "2 faulty files", "train/dog/0.jpg: truncated"],
     ),
     "all_leaked": (
         {"train/cat/0.jpg": ("rgb.jpg", 7), "val/cat/0.jpg": ("rgb.jpg", 7)},
@@ -142,13 +144,19 @@ FAULTS = {  # name: (files, parts of the message)
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_faults_leave_no_output(tmp_path, write_tree, case):
+def test_faults_leave_no_output_but_the_work(tmp_path, write_tree, case):
+    """So that, where something can be repaired, only that is examined again."""
     files, parts = FAULTS[case]
     root = write_tree(tmp_path / "root", files)
     with pytest.raises(InputError) as error:
         validate(root, tmp_path / "out")
     assert all(part in str(error.value) for part in parts), str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+    assert not (tmp_path / "out").exists()
+    work = [path for path in tmp_path.iterdir() if path.name != "root"]
+    assert [re.sub("[0-9a-f]{12}$", "", path.name) for path in work] == (
+        [] if case == "empty_class" else ["out.partial-"]
+    )
+    assert all(path.suffix == ".parquet" for directory in work for path in (directory / "parts").iterdir())
 
 
 def test_missing_root(tmp_path):
@@ -163,35 +171,72 @@ def test_second_run_reuses(tmp_path, small_tree):
     first = validate(root, tmp_path / "out")
     written = (tmp_path / "out/manifest.parquet").stat().st_mtime_ns
     second = validate(root, tmp_path / "out")
-    assert second == first.model_copy(update={"reused": True})
+    assert second == first.model_copy(update={"reused": True, "examined": 0})
+    assert first.examined == 11
     assert (tmp_path / "out/manifest.parquet").stat().st_mtime_ns == written
 
 
-def _append(path):
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-CHANGES = {  # name: (change of (root, out), whether the pipeline's directory gets another name)
-    "new_file": (lambda root, _: shutil.copy(root / "val/dog/0.jpg", root / "train/cat/new.jpg"), True),
-    "removed_file": (lambda root, _: (root / "train/cat/0.jpg").unlink(), True),
-    "touched_file": (lambda root, _: os.utime(root / "train/cat/0.jpg", ns=(1, 1)), True),
-    "renamed_file": (lambda root, _: (root / "train/cat/0.jpg").rename(root / "train/cat/9.jpg"), True),
-    "manifest_changed": (lambda _, out: _append(out / "manifest.parquet"), False),
-    "manifest_removed": (lambda _, out: (out / "manifest.parquet").unlink(), False),
-    "summary_damaged": (lambda _, out: (out / "validation.json").write_text("{"), False),
+CHANGES = {  # name: (change of (root, out), files that are examined again)
+    "new_file": (lambda root, _: shutil.copy(root / "val/dog/0.jpg", root / "train/cat/new.jpg"), 1),
+    "removed_file": (lambda root, _: (root / "train/cat/0.jpg").unlink(), 0),
+    "touched_file": (lambda root, _: os.utime(root / "train/cat/0.jpg", ns=(1, 1)), 1),
+    "renamed_file": (lambda root, _: (root / "train/cat/0.jpg").rename(root / "train/cat/9.jpg"), 1),
+    "replaced_file": (lambda root, _: _replace(root / "train/cat/0.jpg"), 1),
+    "new_class": (lambda root, _: shutil.copytree(root / "train/cat", root / "train/eel"), 4),
+    "removed_class": (lambda root, _: [shutil.rmtree(root / split / "dog") for split in ("train", "val")], 0),
+    "manifest_changed": (lambda _, out: _append(out / "manifest.parquet"), 0),
+    "manifest_removed": (lambda _, out: (out / "manifest.parquet").unlink(), 0),
+    "summary_damaged": (lambda _, out: (out / "validation.json").write_text("{"), 0),
+    "part_damaged": (lambda _, out: _append(next((out / "parts").glob("train-cat-*")), cut=30), 4),
+    "part_removed": (lambda _, out: next((out / "parts").glob("train-cat-*")).unlink(), 4),
 }
 
 
+def _append(path, cut=0):
+    data = path.read_bytes()
+    path.unlink()  # it may be a hard link
+    path.write_bytes(data[: len(data) - cut] + b"\0")
+
+
+def _replace(path):
+    """By another file of the same size and mtime: only the inode tells."""
+    status = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[:-3] + b"\0\xff\xd9")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
 @pytest.mark.parametrize("case", CHANGES)
-def test_change_is_seen(tmp_path, small_tree, caplog, case):
-    change, renames = CHANGES[case]
+def test_change_is_seen_and_nothing_else_is_examined(tmp_path, small_tree, caplog, case):
+    change, examined = CHANGES[case]
     root, out = small_tree(tmp_path / "root"), tmp_path / "out"
     validate(root, out)
     before = validation_directory(tmp_path, root)
     change(root, out)
-    assert (validation_directory(tmp_path, root) != before) == renames
-    assert not validate(root, out).reused
+    assert validation_directory(tmp_path, root) == before
+    again = validate(root, out)
+    assert (again.reused, again.examined) == (False, examined)
     assert "validating again" in caplog.text
+    assert validate(root, out).reused
+    assert validate(root, tmp_path / "undisturbed").manifest_digest == again.manifest_digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root", "undisturbed"]
+
+
+def test_full_reads_every_file_again(tmp_path, small_tree):
+    """Also one whose change left no trace in size, mtime and inode."""
+    root, out = small_tree(tmp_path / "root"), tmp_path / "out"
+    first, file = validate(root, out), root / "train/cat/0.jpg"
+    status = file.stat()
+    with open(file, "r+b") as opened:
+        opened.seek(-3, os.SEEK_END)
+        opened.write(b"\0")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert validate(root, out).examined == 0
+    again = validate(root, out, full=True)
+    assert (again.reused, again.examined) == (False, 11)
+    assert again.manifest_digest != first.manifest_digest
     assert validate(root, out).reused
 
 
@@ -199,7 +244,7 @@ def test_options_are_part_of_the_name(tmp_path, small_tree):
     root = small_tree(tmp_path / "root")
     names = {
         validation_directory(tmp_path, root).name,
-        validation_directory(tmp_path, root, val_share=0.2).name,
+        validation_directory(tmp_path, root, options=Options(val_share=0.2)).name,
         validation_directory(tmp_path, root, name="other").name,
     }
     assert len(names) == 3

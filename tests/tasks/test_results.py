@@ -31,7 +31,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def validation(workspace: Path) -> Validation:
     unpack_sample(workspace / "tiny", train_per_class=3, val_per_class=4)
-    return tasks.validate.validate.fn(workspace / "tiny", workspace, DATA)
+    plan = tasks.validate.plan.fn(workspace / "tiny", workspace, DATA)
+    return tasks.validate.conclude.fn(plan, [tasks.validate.examine.fn(unit) for unit in plan.units])
 
 
 @pytest.fixture(scope="module")
