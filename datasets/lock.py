@@ -11,11 +11,39 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made if need be, against other processes; the kernel lets go of a dead one's."""
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Hold a directory, which is made if need be, against other processes; the kernel lets go of a dead one's.
+
+    Who holds it may remove it: those who wait then make and hold a new one.
+    """
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _still_there(directory, descriptor):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _still_there(directory: Path, descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        return os.path.samestat(os.stat(directory), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a living process holds a directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
     finally:
         os.close(descriptor)

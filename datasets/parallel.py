@@ -1,7 +1,8 @@
-"""The same function on many inputs, in as many processes as there are cores."""
+"""Functions in other processes: as many as there are cores."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Callable, Optional, TypeVar
 
 import joblib
+from joblib.externals.loky import get_reusable_executor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,6 +37,18 @@ def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Op
     count = workers or len(os.sched_getaffinity(0))
     pool = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
     yield from pool(joblib.delayed(_watching)(function, value, os.getpid()) for value in inputs)
+
+
+def apart(function: Callable[[T], R], value: T) -> R:
+    """Call `function` once in a worker process and wait: for callers that are threads themselves, one call each.
+
+    As many calls are made at once as there are cores; the others wait. The rules are those of `in_processes`. A worker
+    that was killed fails every call that is under way, with joblib's TerminatedWorkerError; the next calls work.
+    """
+    if multiprocessing.current_process().daemon:
+        return function(value)
+    pool = get_reusable_executor(len(os.sched_getaffinity(0)))
+    return pool.submit(_watching, function, value, os.getpid()).result()
 
 
 def _watching(function: Callable[[T], R], value: T, parent: int) -> R:

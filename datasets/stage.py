@@ -74,13 +74,13 @@ def atomic_directory(final: PathLike) -> Iterator[Path]:
         for path in partial.rglob("*"):
             if path.is_file():
                 path.chmod(0o644)
-                _fsync(path)
+                sync(path)
         if final.exists():
             discarded = _partial_of(final)
             final.rename(discarded)
             shutil.rmtree(discarded)
         partial.rename(final)
-        _fsync(final.parent)
+        sync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -115,7 +115,7 @@ def atomic_write(path: PathLike, content: Union[str, bytes]) -> None:
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        _fsync(partial)
+        sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -141,7 +141,8 @@ def value_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
