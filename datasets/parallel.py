@@ -10,13 +10,17 @@ from collections.abc import Iterable, Iterator
 from typing import Callable, Optional, TypeVar
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _PARENT_SECONDS = 0.5  # how long a worker may outlive the process that gave it work
+_IDLE_SECONDS = 300  # joblib's own choice for the processes of `in_processes`
 _watched = False
+_pool: Optional[ProcessPoolExecutor] = None  # of `apart`; joblib's reusable one serves one caller at a time
+_pool_lock = threading.Lock()
 
 
 def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Optional[int] = None) -> Iterator[R]:
@@ -45,10 +49,19 @@ def apart(function: Callable[[T], R], value: T) -> R:
     As many calls are made at once as there are cores; the others wait. The rules are those of `in_processes`. A worker
     that was killed fails every call that is under way, with joblib's TerminatedWorkerError; the next calls work.
     """
+    global _pool
     if multiprocessing.current_process().daemon:
         return function(value)
-    pool = get_reusable_executor(len(os.sched_getaffinity(0)))
-    return pool.submit(_watching, function, value, os.getpid()).result()
+    with _pool_lock:
+        if _pool is None:
+            _pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)), timeout=_IDLE_SECONDS)
+        pool = _pool
+    try:
+        return pool.submit(_watching, function, value, os.getpid()).result()
+    except BrokenProcessPool:
+        with _pool_lock:
+            _pool = None if _pool is pool else _pool
+        raise
 
 
 def _watching(function: Callable[[T], R], value: T, parent: int) -> R:

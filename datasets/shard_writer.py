@@ -43,6 +43,12 @@ class Group(NamedTuple):
     short_side: Optional[int]
     shards: list[PlannedShard]
 
+    @property
+    def label(self) -> str:
+        """A short name: its first shard, and how many more."""
+        more = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
+        return Path(self.shards[0].file).stem + more
+
 
 class Entry(NamedTuple):
     """A finished shard of a working directory."""
