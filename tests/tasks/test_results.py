@@ -15,6 +15,7 @@ import tasks.shard
 import tasks.validate
 from datasets.records import Records
 from datasets.sample import unpack_sample
+from datasets.shard import shard
 from datasets.validate import Validation
 from mae.config import DataConfig, DeviceConfig
 
@@ -34,7 +35,8 @@ def validation(workspace: Path) -> Validation:
 
 @pytest.fixture(scope="module")
 def records(workspace: Path, validation: Validation) -> Records:
-    return tasks.shard.shard.fn(validation.directory, workspace, DATA)
+    out = tasks.shard.directory(validation.directory, workspace, DATA)
+    return shard(validation.directory, out, shard_mb=DATA.shard_mb, seed=tasks.shard.SEED)
 
 
 def change(path: Path) -> None:
