@@ -14,11 +14,11 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ from datasets.shard_plan import BATCH, BATCH_BYTES, PlannedShard, page_and_heade
 from datasets.stage import InputError, file_digest, write_json
 
 ATTEMPTS, ENTRIES = "attempts", "entries"  # folders of a working directory
+_WRITEBACK_BYTES = 1 << 24
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
@@ -197,24 +198,56 @@ def _write_records(target: Path, rows: pa.Table, root: Path, short_side: int | N
         writer.set_header_size(header)
         writer.add_schema(SCHEMA, "images")
         writer.add_index(["label"])
-        for batch in _batches(rows, root, short_side, converted):
-            count = len(batch)
-            writer.write_raw_data(batch)
-            if len(batch) != count:  # the writer removes what does not fit its schema, with a log line only
-                raise RuntimeError(f"{target}: MindRecord refused {count - len(batch)} of {count} records")
-        writer.commit()
+        with _early_writeback(target) as write_back:
+            for batch in _batches(rows, root, short_side, converted):
+                count = len(batch)
+                writer.write_raw_data(batch)
+                if len(batch) != count:  # the writer removes what does not fit its schema, with a log line only
+                    raise RuntimeError(f"{target}: MindRecord refused {count - len(batch)} of {count} records")
+                write_back(sum(len(record["image"]) for record in batch))
+            writer.commit()
     except (RuntimeError, MindRecordException) as error:
         _blame_the_disk(target, page, str(error))
         raise
     return converted
 
 
+@contextmanager
+def _early_writeback(path: Path) -> Iterator[Callable[[int], None]]:
+    """Give a function to call with the number of bytes written: from time to time it has the disk take what is there.
+
+    The disk then works while images are read and hashed, and little is left for the fsync at the end.
+    """
+    written = 0
+    pending: Future[None] | None = None
+    descriptor = -1
+
+    def write_back(count: int) -> None:
+        nonlocal written, pending, descriptor
+        written += count
+        if written >= _WRITEBACK_BYTES and (pending is None or pending.done()):
+            if descriptor < 0:
+                descriptor = os.open(path, os.O_RDONLY)
+            if pending is not None:
+                pending.result()  # a failed write is told once only
+            written, pending = 0, pool.submit(os.fdatasync, descriptor)
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            yield write_back
+            if pending is not None:
+                pending.result()
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def _batches(
     rows: pa.Table, root: Path, short_side: int | None, converted: list[bool]
-) -> Iterator[list[dict[str, object]]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Records of at most BATCH images and, but for the last image, BATCH_BYTES; appends to `converted` as it goes."""
     kept = stored_as_is(rows, short_side)
-    batch: list[dict[str, object]] = []
+    batch: list[dict[str, Any]] = []
     size, base = 0, str(root)
     for start in range(0, len(rows), 1 << 14):
         part = rows.slice(start, 1 << 14)

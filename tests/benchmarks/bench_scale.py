@@ -1,4 +1,4 @@
-"""Small files by the million: seconds, files a second and resident memory of validate, shard, check and the second validate.
+"""Small files by the million: seconds, files a second and resident memory of the data commands.
 
 python -m tests.benchmarks.bench_scale [--files 10000 100000 1281167] [--scratch DIR]
 

@@ -31,7 +31,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.parallel import in_processes
+from joblib.externals.loky import ProcessPoolExecutor
+
 from datasets.records import load_index, read_sources
 from datasets.shard import shard
 from datasets.stage import sync
@@ -62,7 +63,7 @@ def streaming(work: Work) -> None:
     writer_class = _mds_writer()
     out = work.out / f"{work.number:05d}"
     columns = {"image": "bytes", "label": "int"}
-    with writer_class(out=str(out), columns=columns, hashes=["sha1"], size_limit=1 << 40) as writer:
+    with writer_class(out=str(out), columns=columns, hashes=["sha1"], size_limit=(1 << 32) - 1) as writer:
         for name, label in work.files:
             with open(name, "rb") as file:
                 writer.write({"image": file.read(), "label": label})
@@ -132,11 +133,14 @@ def _run(scratch: Path, options: argparse.Namespace) -> None:
     size = sum(Path(name).stat().st_size for files in shards for name, _ in files)
 
     def by(writer: Callable[[Work], None]) -> Callable[[Path], None]:
+        pool = ProcessPoolExecutor(
+            options.processes, timeout=600
+        )  # of its own, so that imports of one are not another's
+
         def write(out: Path) -> None:
             out.mkdir()
             works = [Work(number, files, out) for number, files in enumerate(shards)]
-            for _ in in_processes(writer, works, workers=options.processes):
-                pass
+            list(pool.map(writer, works))
 
         return write
 

@@ -92,7 +92,7 @@ def test_sigkill_at_random_moments(base, tmp_path):
         else:
             process.kill()  # the worker processes end by themselves
         process.communicate()
-        assert not out.exists() or contents(out) == expected
+        assert not out.exists() or expected.items() <= contents(out).items(), "half an output"
         assert before.items() <= (finished(out) or inodes(out)).items(), "a finished shard was written again"
         kept += len(before)
         if kill % KILLS_IN_A_ROW == KILLS_IN_A_ROW - 1:
