@@ -1,7 +1,8 @@
-"""The same function on many inputs, in as many processes as there are cores."""
+"""Functions in other processes: as many as there are cores."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -9,12 +10,17 @@ from collections.abc import Iterable, Iterator
 from typing import Callable, Optional, TypeVar
 
 import joblib
+from joblib.externals.loky import ProcessPoolExecutor
+from joblib.externals.loky.process_executor import BrokenProcessPool
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _PARENT_SECONDS = 0.5  # how long a worker may outlive the process that gave it work
+_IDLE_SECONDS = 300  # joblib's own choice for the processes of `in_processes`
 _watched = False
+_pool: Optional[ProcessPoolExecutor] = None  # of `apart`; joblib's reusable one serves one caller at a time
+_pool_lock = threading.Lock()
 
 
 def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Optional[int] = None) -> Iterator[R]:
@@ -35,6 +41,27 @@ def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Op
     count = workers or len(os.sched_getaffinity(0))
     pool = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
     yield from pool(joblib.delayed(_watching)(function, value, os.getpid()) for value in inputs)
+
+
+def apart(function: Callable[[T], R], value: T) -> R:
+    """Call `function` once in a worker process and wait: for callers that are threads themselves, one call each.
+
+    As many calls are made at once as there are cores; the others wait. The rules are those of `in_processes`. A worker
+    that was killed fails every call that is under way, with joblib's TerminatedWorkerError; the next calls work.
+    """
+    global _pool
+    if multiprocessing.current_process().daemon:
+        return function(value)
+    with _pool_lock:
+        if _pool is None:
+            _pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)), timeout=_IDLE_SECONDS)
+        pool = _pool
+    try:
+        return pool.submit(_watching, function, value, os.getpid()).result()
+    except BrokenProcessPool:
+        with _pool_lock:
+            _pool = None if _pool is pool else _pool
+        raise
 
 
 def _watching(function: Callable[[T], R], value: T, parent: int) -> R:

@@ -1,26 +1,41 @@
-"""Read what `datasets.shard` wrote: the index, and whether shards and records are still what was written."""
+"""What `datasets.shard` wrote: the index, the files it names, and where each record comes from."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
-from typing import Any, Optional
+from typing import NamedTuple, Optional
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datasets.image import stored_bytes
-from datasets.manifest import MANIFEST, USABLE, ManifestRow, read_manifest
+from datasets.manifest import MANIFEST
 from datasets.stage import InputError, PathLike, StageResult, file_digest, value_digest
 
 INDEX = "index.json"
-BATCH = 64  # records handled at a time; also how far reading threads run ahead
-_REDO = "run `mae data shard` again"
+STAMPS = "stamps.json"  # size and mtime of each file when it was written; those of index.json are the same on each run
+DATABASE = ".db"  # what MindRecord appends to the name of a shard for its SQLite file
+SOURCES = ".sources.parquet"  # what is appended for the table of its records
+SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
+SOURCES_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("class_name", pa.string()),
+        ("label", pa.int32()),
+        ("bytes", pa.int64()),
+        ("digest", pa.string()),
+        ("converted", pa.bool_()),
+    ]
+)
+REDO = "run `mae data shard` again"
+
+_SLICE = 1 << 14  # rows that are Python objects at a time
+
+Stamp = tuple[int, int]  # size in bytes, mtime in ns
 
 
 class Records(StageResult):
@@ -39,13 +54,23 @@ class _Part(BaseModel):
 
 
 class Shard(_Part):
-    """One MindRecord file and the SQLite file beside it (`<file>.db`)."""
+    """One MindRecord file, the SQLite file beside it (`<file>.db`) and its records' sources, in their order."""
 
     file: str  # relative to the records directory
     images: int
     bytes: int
+    key: str  # digest of all that it was made from: shards of one key hold the same records
     digest: str
     database_digest: str
+    sources_digest: str
+
+    def digests(self) -> dict[str, str]:
+        """The shard's files, relative to the records directory, and the digest of each."""
+        return {
+            self.file: self.digest,
+            self.file + DATABASE: self.database_digest,
+            self.file + SOURCES: self.sources_digest,
+        }
 
 
 class Split(_Part):
@@ -64,7 +89,7 @@ class Options(_Part):
 
 
 class Index(_Part):
-    """index.json. The source of record `row` is row number `row` of manifest.parquet beside it, under `root`."""
+    """index.json. Record i of a shard comes from row i of `<file>.sources.parquet`, whose paths are under `root`."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -81,6 +106,10 @@ class Index(_Part):
         """The shards of train, then of val."""
         return [shard for split in ("train", "val") for shard in self.splits[split].shards]
 
+    def digests(self) -> dict[str, str]:
+        """Every file of the records but index.json, and its digest."""
+        return {MANIFEST: self.manifest_digest} | {f: d for s in self.all_shards() for f, d in s.digests().items()}
+
     def result(self, directory: Path, *, reused: bool) -> Records:
         """What the stage returns for the records in `directory`."""
         shards = self.all_shards()
@@ -95,8 +124,19 @@ class Index(_Part):
         )
 
 
+class SourceRow(NamedTuple):
+    """Where a record comes from; the columns of a shard's sources.parquet."""
+
+    path: str  # relative to the root
+    class_name: str
+    label: int
+    bytes: int  # of the source file
+    digest: str  # SHA-256 of the source file
+    converted: bool  # stored as other bytes than those of its source
+
+
 def load_index(directory: PathLike) -> Index:
-    """Read index.json of a records directory; the shards themselves are not looked at (see `check`).
+    """Read index.json of a records directory; the shards themselves are not looked at (see `datasets.record_check`).
 
     Raises:
         InputError: it is missing or damaged.
@@ -108,105 +148,75 @@ def load_index(directory: PathLike) -> Index:
         found = "no such file"
     except (ValueError, ValidationError) as error:
         found = f"damaged content ({str(error).splitlines()[0]})"
-    raise InputError(path, expected="the index of a records directory", found=found, todo=_REDO)
+    raise InputError(path, expected="the index of a records directory", found=found, todo=REDO)
 
 
-def check(directory: PathLike, *, root: PathLike | None = None) -> Records:
-    """Verify every shard against index.json and, with `root`, every record against its source image, bit for bit.
-
-    A record of a converted or resized image must equal the result of converting its source again.
+def source(directory: PathLike, split: str, sample: int) -> SourceRow:
+    """Where sample number `sample` of a split comes from: samples are counted through its shards in index order.
 
     Raises:
-        InputError: a file or record is missing or differs.
+        InputError: the split has no such sample, or the shard's table is missing.
     """
-    directory = Path(directory)
-    index = load_index(directory)
-    damaged = list(damaged_files(directory, index))
-    if damaged:
-        name, why = damaged[0]
-        more = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
-        raise InputError(directory / name, expected="the file that was written", found=why + more, todo=_REDO)
-    if root is not None:
-        _check_records(directory, index, Path(root))
-    return index.result(directory, reused=True)
+    found = load_index(directory).splits[split]
+    first = 0
+    for shard in found.shards:
+        if first <= sample < first + shard.images:
+            return next(source_rows(read_sources(Path(directory) / shard.file).slice(sample - first, 1)))
+        first += shard.images
+    expected = f"a sample number from 0 to {found.images - 1} of {split}"
+    raise InputError(directory, expected=expected, found=str(sample), todo="correct the number")
 
 
-def damaged_files(directory: Path, index: Index) -> Iterator[tuple[str, str]]:
-    """Name and fault of every file that is missing or differs from the index. Reads all of them."""
-    expected = {MANIFEST: index.manifest_digest}
-    for shard in index.all_shards():
-        expected.update({shard.file: shard.digest, f"{shard.file}.db": shard.database_digest})
-    with ThreadPoolExecutor(_threads()) as pool:
-        for name, digest in zip(expected, pool.map(lambda name: _digest(directory / name), expected)):
-            if digest is None:
-                yield name, "no such file"
-            elif digest != expected[name]:
-                yield name, f"other content (SHA-256 {digest[:12]}.., written as {expected[name][:12]}..)"
+def source_rows(table: pa.Table) -> Iterator[SourceRow]:
+    """The rows of a table that `read_sources` has read, of which few are Python objects at a time."""
+    for start in range(0, len(table), _SLICE):
+        part = table.slice(start, _SLICE)
+        yield from map(SourceRow._make, zip(*(part.column(field).to_pylist() for field in SourceRow._fields)))
 
 
-def read_source(root: Path, row: ManifestRow) -> bytes:
-    """The bytes of a source file, which must still be those that were validated.
-
-    Raises:
-        InputError: the file is gone or changed.
-    """
-    path = root / row.path
+def read_sources(shard_file: Path) -> pa.Table:
+    """The table beside a shard: a row for each record, in their order, with the columns of SourceRow."""
+    path = shard_file.with_name(shard_file.name + SOURCES)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _changed(path, row, error.strerror or type(error).__name__) from None
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != row.digest:
-        raise _changed(path, row, f"{len(data)} bytes with SHA-256 {digest[:12]}..")
-    return data
+        return pq.read_table(path, schema=SOURCES_SCHEMA)
+    except (OSError, pa.ArrowException) as error:
+        found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise InputError(path, expected="the table of the shard's records", found=found, todo=REDO) from None
 
 
-def _changed(path: Path, row: ManifestRow, found: str) -> InputError:
-    expected = f"the validated file of {row.bytes} bytes with SHA-256 {str(row.digest)[:12]}.."
-    return InputError(path, expected=expected, found=found, todo="run `mae data validate` again")
+def stamp(path: Path) -> Stamp:
+    """Size and mtime of a file: what shows, without reading it, that it was not written to."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def _digest(path: Path) -> str | None:
-    return file_digest(path) if path.is_file() else None
+def read_stamps(directory: Path) -> dict[str, Stamp]:
+    """The sizes and mtimes that the files of a records directory had when they were written; empty if unknown."""
+    try:
+        content = json.loads((directory / STAMPS).read_text())
+        return {name: (int(size), int(mtime)) for name, (size, mtime) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
+def damaged_files(
+    directory: Path, digests: dict[str, str], stamps: dict[str, Stamp] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Name and fault of every file in `digests` that is missing or differs.
 
+    Files that still have their size and mtime of `stamps` are not read; all others are, in threads.
+    """
 
-def _check_records(directory: Path, index: Index, root: Path) -> None:
-    rows = read_manifest(directory / MANIFEST)
-    for split, part in index.splits.items():
-        seen: set[int] = set()
-        for shard in part.shards:
-            for record in _compared(directory / shard.file, rows, root, index.options.short_side):
-                seen.add(record["row"])
-        missing = {n for n, row in enumerate(rows) if row.split == split and row.status in USABLE} ^ seen
-        if missing or len(seen) != part.images:
-            found = (
-                f"{len(seen)} records; first to differ: {rows[min(missing)].path}"
-                if missing
-                else f"{len(seen)} records"
-            )
-            raise InputError(directory / split, expected=f"each of {part.images} images once", found=found, todo=_REDO)
+    def fault(name: str) -> str | None:
+        path = directory / name
+        if not path.is_file():
+            return "no such file"
+        if stamps is not None and stamps.get(name) == stamp(path):
+            return None
+        found, expected = file_digest(path), digests[name]
+        return f"other content (SHA-256 {found[:12]}.., written as {expected[:12]}..)" if found != expected else None
 
-
-def _compared(file: Path, rows: list[ManifestRow], root: Path, short_side: int | None) -> Iterator[dict[str, Any]]:
-    """The records of a shard, each after its comparison with its source."""
-    from mindspore.mindrecord import FileReader  # slow to import, and needed here only
-
-    def expected(record: dict[str, Any]) -> tuple[int, bytes]:
-        row = rows[record["row"]]
-        return row.label, stored_bytes(read_source(root, row), short_side=short_side)
-
-    with closing(FileReader(str(file))) as reader, ThreadPoolExecutor(_threads()) as pool:
-        records = reader.get_next()
-        while batch := list(itertools.islice(records, BATCH)):
-            for record, (label, image) in zip(batch, pool.map(expected, batch)):
-                where = f"{file}: record of {rows[record['row']].path}"
-                if record["label"] != label:
-                    raise InputError(where, expected=f"label {label}", found=str(record["label"]), todo=_REDO)
-                if record["image"] != image:
-                    found = f"{len(record['image'])} other bytes"
-                    raise InputError(where, expected=f"{len(image)} bytes of its source", found=found, todo=_REDO)
-                yield record
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for name, why in zip(digests, pool.map(fault, digests)):
+            if why is not None:
+                yield name, why

@@ -1,34 +1,53 @@
 """Write a validated data set as MindRecord shards: what a rank reads during training.
 
-A record is `image` (the encoded file, bytes), `label` (int32) and `row` (int32, row number in the copy of
-manifest.parquet beside index.json). Each shard is a MindRecord file of its own, not part of a set, so that any subset
-opens.
+A record is `image` (the encoded file, bytes) and `label` (int32); beside each shard lies the table of its records'
+sources. Each shard is a MindRecord file of its own, not part of a set, so that any subset opens.
 
-Writing happens in the calling process. Importing MindSpore (3 s, on the first shard only) sets LD_LIBRARY_PATH,
-HCCL_CONNECT_TIMEOUT, KMP_DUPLICATE_LIB_OK and PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION in os.environ and adds warning
-filters; it starts no thread and takes no signal handler. The writer itself keeps no state beyond its call.
+The work has three steps, for callers that spread it over machines: `plan`, `datasets.shard_writer.write_group` for each
+group that the plan names, `conclude`. It goes on in `<out>.partial-<digest>`, which a repeated call continues.
 """
 
 from __future__ import annotations
 
+import glob
 import logging
-import math
 import os
-import random
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
-from datasets.image import stored_bytes
-from datasets.manifest import MANIFEST, USABLE, ManifestRow, read_manifest
-from datasets.records import BATCH, INDEX, Index, Options, Records, Shard, Split, damaged_files, load_index, read_source
-from datasets.stage import InputError, PathLike, atomic_directory, file_digest, refuse_foreign, value_digest, write_json
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from datasets.lock import exclusive
+from datasets.manifest import MANIFEST
+from datasets.parallel import in_processes
+from datasets.records import INDEX, SCHEMA, STAMPS, Index, Options, Records, Split, load_index, stamp
+from datasets.shard_plan import VERSION, PlannedShard, planned_shards
+from datasets.shard_reuse import damage, finished_shards, lock_of, remove_partial, take
+from datasets.shard_writer import ATTEMPTS, ENTRIES, Group, no_room, read_entry, room_on, write_group
+from datasets.stage import InputError, PathLike, fsync, refuse_foreign, value_digest, write_json
 from datasets.validate import Validation, load_validation
+
+GROUPS = 64  # at most; more tasks than that are a burden to Prefect's database
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # raise it when the same validation may give other records: finished outputs are then rewritten
-SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}, "row": {"type": "int32"}}
+
+class Plan(BaseModel):
+    """What is to be written where. `done` is the result where nothing is to be done at all."""
+
+    model_config = ConfigDict(frozen=True)
+
+    validation: Path
+    options: Options
+    out: Path
+    work: Path
+    shards: dict[str, list[PlannedShard]]  # of each split, all of them
+    groups: list[Group]  # those to write
+    done: Optional[Records] = None
 
 
 def records_directory(
@@ -37,11 +56,7 @@ def records_directory(
     """Where the pipeline shards a validated data set: named by its manifest and by the options."""
     source = load_validation(validation_directory)
     options = _options(shard_mb, short_side, seed)
-    return (
-        Path(workspace)
-        / "records"
-        / f"{source.name}-{value_digest([source.manifest_digest, options.model_dump(), VERSION])}"
-    )
+    return Path(workspace) / "records" / f"{source.name}-{_request(source, options)}"
 
 
 def shard(
@@ -51,45 +66,107 @@ def shard(
     shard_mb: int = 1024,
     short_side: int | None = None,
     seed: int = 0,
+    full: bool = False,
+    workers: int | None = None,
 ) -> Records:
-    """Write the usable rows of a manifest to out/train/*.mindrecord and out/val/*.mindrecord, with index.json.
+    """Write the kept rows of a manifest to out/train/*.mindrecord and out/val/*.mindrecord, with index.json.
 
-    Each split is shuffled as a whole by `seed` and cut into shards of at most about `shard_mb` million bytes of source
-    images, so that every shard is a fair sample. `datasets.image.stored_bytes` says what is stored of an image.
-    A finished `out` of the same manifest and options is reused if all its files have their digests; if one is damaged,
-    all are written again.
+    Each split is shuffled as a whole by `seed` and cut into shards of about `shard_mb` million bytes of source images
+    (see `datasets.shard_plan`). `datasets.image.stored_bytes` says what is stored of an image. One process per core
+    writes, or `workers`, each a shard at a time. Shards that are there and whole are not written again: those of `out`,
+    of a killed call, and of other records beside `out` that hold the same images at the same places. A file is taken
+    for whole if its size and mtime are those it was written with, else, or with `full`, if its digest is.
 
     Raises:
         InputError: the validation is missing or damaged, a source file is gone or changed since it, an option is out
-            of range, or `out` holds something else.
+            of range, `out` holds something else, or the disk is full.
     """
-    out = Path(out)
+    with sole_writer(out):
+        found = plan(validation_directory, out, shard_mb=shard_mb, short_side=short_side, seed=seed, full=full)
+        for _ in in_processes(write_group, found.groups, workers=workers):
+            pass
+        return conclude(found)
+
+
+@contextmanager
+def sole_writer(out: PathLike) -> Iterator[None]:
+    """Hold an output against other calls; a second one waits, and then finds what the first has written."""
+    out = Path(os.path.abspath(out))
+    refuse_foreign(out, INDEX)
+    lock = lock_of(out)
+    with exclusive(lock):
+        try:
+            yield
+        finally:
+            _tidy(out)
+            lock.rmdir()
+
+
+def plan(
+    validation_directory: PathLike,
+    out: PathLike,
+    *,
+    shard_mb: int,
+    short_side: int | None,
+    seed: int,
+    full: bool = False,
+) -> Plan:
+    """Find out which shards are to be written, and put those that are finished into the working directory.
+
+    Raises:
+        InputError: as `shard`.
+    """
+    out = Path(os.path.abspath(out))
     source = load_validation(validation_directory)
     options = _options(shard_mb, short_side, seed)
     refuse_foreign(out, INDEX)
-    fault = _fault(out, source, options)
-    if fault is None:
+    work = out.with_name(f"{out.name}.partial-{_request(source, options)}")
+    faults = damage(out, full=full)
+    for name, why in faults.items():
+        logger.warning("%s: writing again what is damaged: %s: %s", out, name, why)
+    done = None if faults else _reusable(out, source, options)
+    if done is not None:
         logger.info("%s: reusing the records of %s", out, source.root)
-        return load_index(out).result(out, reused=True)
-    if out.exists():
-        logger.warning("%s: writing the records again: %s", out, fault)
-    rows = read_manifest(source.directory / MANIFEST)
-    with atomic_directory(out) as partial:
-        shutil.copyfile(source.directory / MANIFEST, partial / MANIFEST)
-        splits = {split: _write_split(partial, split, rows, source.root, options) for split in ("train", "val")}
-        index = Index(
-            name=source.name,
-            classes=source.classes,
-            splits=splits,
-            record_schema=SCHEMA,
-            root=source.root,
-            manifest_digest=source.manifest_digest,
-            options=options,
-            version=VERSION,
-        )
-        write_json(partial / INDEX, index.model_dump(mode="json", by_alias=True))
+        return Plan(validation=source.directory, options=options, out=out, work=work, shards={}, groups=[], done=done)
+    with room_on(out.parent):
+        shards, groups = _prepare(source, options, out, work, full)
+    return Plan(validation=source.directory, options=options, out=out, work=work, shards=shards, groups=groups)
+
+
+def conclude(found: Plan) -> Records:
+    """Put the shards of a plan, which are all written, in the place of its output, with their index."""
+    if found.done is not None:
+        return found.done
+    source, work, out = load_validation(found.validation), found.work, found.out
+    splits, stamps = {}, {}
+    for split, planned in found.shards.items():
+        entries = [read_entry(work, part) for part in planned]
+        missing = [part.file for part, entry in zip(planned, entries) if entry is None]
+        if missing:
+            raise RuntimeError(f"{work}: {missing[0]} was not written, or changed since")
+        shards = [entry.shard for entry in entries if entry is not None]
+        splits[split] = Split(images=sum(part.images for part in shards), shards=shards)
+        stamps.update({name: known for entry in entries if entry is not None for name, known in entry.stamps.items()})
+    index = Index(
+        name=source.name,
+        classes=source.classes,
+        splits=splits,
+        record_schema=SCHEMA,
+        root=source.root,
+        manifest_digest=source.manifest_digest,
+        options=found.options,
+        version=VERSION,
+    )
+    with room_on(work):
+        shutil.copyfile(source.directory / MANIFEST, work / MANIFEST)
+        fsync(work / MANIFEST)
+        stamps[MANIFEST] = stamp(work / MANIFEST)
+        write_json(work / STAMPS, stamps)
+        write_json(work / INDEX, index.model_dump(mode="json", by_alias=True))
+    _put_in_place(work, out)
+    remove_partial(out, source.name)
     result = index.result(out, reused=False)
-    logger.info("%s: wrote %d + %d records in %d shards", out, result.train, result.val, result.shards)
+    logger.info("%s: %d + %d records in %d shards", out, result.train, result.val, result.shards)
     return result
 
 
@@ -100,91 +177,85 @@ def _options(shard_mb: int, short_side: int | None, seed: int) -> Options:
     return Options(shard_mb=shard_mb, short_side=short_side, seed=seed)
 
 
-def _fault(out: Path, source: Validation, options: Options) -> str | None:
-    """Why `out` cannot be reused; none if it can."""
-    try:
-        index = load_index(out)
-    except InputError as error:
-        return str(error)
+def _request(source: Validation, options: Options) -> str:
+    return value_digest([source.manifest_digest, options.model_dump(), VERSION])
+
+
+def _reusable(out: Path, source: Validation, options: Options) -> Records | None:
+    """The result of an undamaged output, if it is that of the same manifest and options."""
+    if not (out / INDEX).is_file():
+        return None
+    index = load_index(out)
     if (index.manifest_digest, index.options, index.version) != (source.manifest_digest, options, VERSION):
-        return "it was made from another manifest or with other options"
-    return next((f"{name}: {why}" for name, why in damaged_files(out, index)), None)
+        logger.info("%s: made from another manifest or with other options; keeping the shards that are the same", out)
+        return None
+    _remove_tools(out)
+    return index.result(out, reused=True)
 
 
-def _write_split(directory: Path, split: str, rows: list[ManifestRow], root: Path, options: Options) -> Split:
-    order = [number for number, row in enumerate(rows) if row.split == split and row.status in USABLE]
-    random.Random(f"{options.seed} {split}").shuffle(order)
-    total = sum(rows[number].bytes for number in order)
-    count = min(len(order), -(-total // (options.shard_mb * 1_000_000)))
-    (directory / split).mkdir()
-    shards = []
-    for part in range(count):
-        numbers = order[part * len(order) // count : (part + 1) * len(order) // count]
-        file = f"{split}/{split}-{part:05d}-of-{count:05d}.mindrecord"
-        shards.append(_write_shard(directory, file, numbers, rows, root, options.short_side))
-    return Split(images=len(order), shards=shards)
+def _prepare(
+    source: Validation, options: Options, out: Path, work: Path, full: bool
+) -> tuple[dict[str, list[PlannedShard]], list[Group]]:
+    """Fill the working directory with what is finished, and write down the rows of what is not."""
+    shutil.rmtree(work / ATTEMPTS, ignore_errors=True)  # of a killed call
+    for folder in ("train", "val", ATTEMPTS, ENTRIES):
+        (work / folder).mkdir(parents=True, exist_ok=True)
+    finished = finished_shards(out)
+    shards: dict[str, list[PlannedShard]] = {}
+    missing: list[Group] = []
+    room = 0
+    for split in ("train", "val"):
+        shards[split], rows_file, writer = [], work / ATTEMPTS / f"{split}.parquet", None
+        for planned, rows in planned_shards(source.directory, split, options):
+            if not take(planned, finished, work, full=full):
+                writer = writer or pq.ParquetWriter(rows_file, rows.schema)
+                planned = planned._replace(row_group=sum(group.rows == rows_file for group in missing))
+                writer.write_table(rows, row_group_size=len(rows))
+                missing.append(Group(work, rows_file, source.root, options.short_side, [planned]))
+                room += 0 if options.short_side else sum(rows.column("bytes").to_numpy())
+            shards[split].append(planned)
+        if writer is not None:
+            writer.close()
+    free = shutil.disk_usage(work).free
+    if room > free:
+        raise no_room(work, f"no space left on the device for {room / 1e6:,.0f} MB")
+    logger.info("%s: %d shards to write, %d kept", out, len(missing), sum(map(len, shards.values())) - len(missing))
+    return shards, _grouped(missing)
 
 
-def _write_shard(
-    directory: Path, file: str, numbers: list[int], rows: list[ManifestRow], root: Path, short_side: int | None
-) -> Shard:
-    """Write the given manifest rows to one MindRecord file, in that order."""
-    from mindspore.mindrecord import FileWriter  # slow to import, and not needed where records are reused
-
-    def image(number: int) -> bytes:
-        return stored_bytes(read_source(root, rows[number]), short_side=short_side)
-
-    page, header = _page_and_header([_limit(rows[number], short_side) for number in numbers])
-    writer = FileWriter(str(directory / file), shard_num=1)
-    writer.set_page_size(page)
-    writer.set_header_size(header)
-    writer.add_schema(SCHEMA, "images")
-    writer.add_index(["label", "row"])
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for start in range(0, len(numbers), BATCH):
-            batch = numbers[start : start + BATCH]
-            records = [{"image": i, "label": rows[n].label, "row": n} for i, n in zip(pool.map(image, batch), batch)]
-            writer.write_raw_data(records)
-            if len(records) != len(batch):  # the writer removes what does not fit its schema, with a log line only
-                raise RuntimeError(f"{file}: MindRecord refused {len(batch) - len(records)} of {len(batch)} records")
-    writer.commit()
-    return Shard(
-        file=file,
-        images=len(numbers),
-        bytes=(directory / file).stat().st_size,
-        digest=file_digest(directory / file),
-        database_digest=file_digest(directory / f"{file}.db"),
-    )
+def _grouped(single: list[Group]) -> list[Group]:
+    """At most GROUPS groups per split of what were groups of one shard."""
+    groups = []
+    for rows_file in dict.fromkeys(group.rows for group in single):
+        of_file = [group for group in single if group.rows == rows_file]
+        count = min(len(of_file), GROUPS * len(of_file) // len(single) or 1)
+        for start in range(count):
+            shards = [part for group in of_file[start::count] for part in group.shards]
+            groups.append(of_file[0]._replace(shards=shards))
+    return groups
 
 
-def _limit(row: ManifestRow, short_side: int | None) -> int:
-    """Bytes that the stored image will not exceed.
-
-    JPEG of quality 95 needs below 2 bytes a pixel even for noise (measured: 1.5); it pads sides to multiples of 16.
-    """
-    width, height = row.width or 0, row.height or 0
-    scale = min(1.0, short_side / min(width, height)) if short_side else 1.0
-    converted = int(2 * (width * scale + 16) * (height * scale + 16)) + 4096
-    if scale < 1:
-        return converted
-    return row.bytes if row.status == "ok" else max(row.bytes, converted)
-
-
-def _page_and_header(limits: list[int]) -> tuple[int, int]:
-    """Page and header size in bytes of a MindRecord file that holds images of at most these sizes.
-
-    An image lies within one page, so a page ends with half an image's room to spare and the file with up to a page:
-    waste = page + total / page * mean / 2, smallest at page = sqrt(total * mean / 2). For ImageNet in shards of 1 GB
-    that is 8 MB and 1.5 %. The header is written in full and describes each page in about 300 bytes.
-    MindRecord's defaults, pages of 32 MB and a header of 16 MB, cost 50 MB a file.
-    """
-    total = sum(limits)
-    best = math.isqrt(total * total // (2 * len(limits)))
-    page = _power_of_two(max(1 << 15, max(limits) + 1024, min(best, 1 << 28)))  # 32 KiB to 256 MiB
-    fields = 64 * len(limits)  # what a record needs besides its image, in pages of their own
-    pages = 2 * total // page + fields // page + 4  # images just above half a page fill every page by half
-    return page, _power_of_two(max(1 << 16, 512 * pages))
+def _put_in_place(work: Path, out: Path) -> None:
+    for folder in (work / "train", work / "val", work):
+        fsync(folder)
+    if out.exists():
+        replaced = out.with_name(f"{out.name}.partial-replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        out.rename(replaced)
+    work.rename(out)
+    fsync(out.parent)
+    _remove_tools(out)
 
 
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+def _tidy(out: Path) -> None:
+    """Keep of a failed call what a repeated one can use: finished shards."""
+    for work in out.parent.glob(f"{glob.escape(out.name)}.partial-*"):
+        shutil.rmtree(work / ATTEMPTS, ignore_errors=True)
+        if not any(work.glob(f"{ENTRIES}/*.json")):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_tools(out: Path) -> None:
+    """Remove what only a working directory needs; a call that was killed between two lines may have left it."""
+    for folder in (ATTEMPTS, ENTRIES):
+        shutil.rmtree(out / folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import tasks.validate
 from datasets.records import Records
 from flows import stages as run
 from flows.job import REAL_JOB, load_job
+from flows.runners import spread
 from flows.stages import finished, workspace_path
 
 
@@ -40,4 +41,4 @@ def mae_prepare_data(
     else:
         root = finished(run.sample_data, tasks.sample_data.intact, workspace).root
     validation = finished(run.validate, tasks.validate.intact, root, workspace, data)
-    return finished(run.shard, tasks.shard.intact, validation, workspace, data)
+    return finished(spread(run.shard, data), tasks.shard.intact, validation, workspace, data)

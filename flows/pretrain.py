@@ -33,6 +33,7 @@ import tasks.validate
 from datasets.stage import StageResult
 from flows import stages as run
 from flows.job import REAL_JOB, prepare
+from flows.runners import spread
 from flows.stages import finished, workspace_path
 from mae.config import Config
 from mae.launch import reap
@@ -92,7 +93,7 @@ def mae_pretrain(
         root = Path(job.data.root) if job.data.root is not None else sample.root
         validation = finished(run.validate, tasks.validate.intact, root, workspace, job.data)
     if "shard" in wanted:
-        records = finished(run.shard, tasks.shard.intact, validation, workspace, job.data)
+        records = finished(spread(run.shard, job.data), tasks.shard.intact, validation, workspace, job.data)
         job = job.model_copy(update={"data": job.data.model_copy(update={"records": str(records.directory)})})
     if "rank-table" in wanted:
         inventory = Path(cluster) if cluster is not None else None

@@ -27,9 +27,11 @@ import tasks.unpack
 import tasks.validate
 from datasets.records import Records
 from datasets.sample import SampleData
+from datasets.shard import sole_writer
 from datasets.stage import InputError, StageResult
 from datasets.unpack import Unpacked
 from datasets.validate import Validation
+from flows.runners import results
 from mae.config import Config, DataConfig, DeviceConfig
 from mae.rank_table import RankTableFile
 from mae.report import Report
@@ -103,14 +105,17 @@ def unpack(tars: list[Path], root: Path) -> Unpacked:
 def validate(root: Path, workspace: Path, data: DataConfig) -> Validation:
     """Look at every file of the data root."""
     found = tasks.validate.plan(root, workspace, data)
-    results = tasks.validate.examine.map(found.units).result()
-    return tasks.validate.conclude(found, results)
+    return tasks.validate.conclude(found, results(tasks.validate.examine.map(found.units)))
 
 
 @stage("shard")
 def shard(validation: Validation, workspace: Path, data: DataConfig) -> Records:
     """Write the valid images as MindRecord."""
-    return tasks.shard.shard(validation.directory, workspace, data)
+    out = tasks.shard.directory(validation.directory, workspace, data)
+    with sole_writer(out):
+        found = tasks.shard.plan(validation.directory, out, data)
+        results(tasks.shard.write.map(found.groups))
+        return tasks.shard.conclude(found)
 
 
 @stage("rank-table")

@@ -49,6 +49,10 @@ class DataConfig(_Section):
         None, gt=0, description="store images with this shorter side; none keeps the pixels"
     )
     workers: int = Field(2, gt=0, description="decoding threads per rank")
+    dask: Optional[str] = Field(
+        None,
+        description="scheduler address of a Dask cluster that prepares the data, tcp://host:8786; none: this machine",
+    )
 
 
 class ModelConfig(_Section):

@@ -36,9 +36,10 @@ class Training(StageResult):
 def run_directory(config: Config, *, workspace: Path) -> Path:
     """<workspace>/runs/<name>-<digest>: the same config on the same records is the same run.
 
-    What cannot change the result (where the files lie, which interpreter starts the ranks) is no part of the digest.
+    What cannot change the result is no part of the digest: where the files lie, what prepares them, which interpreter
+    starts the ranks.
     """
-    resolved = config.model_dump(mode="json", exclude={"name": True, "data": {"root", "name", "records"}})
+    resolved = config.model_dump(mode="json", exclude={"name": True, "data": {"root", "name", "records", "dask"}})
     resolved["device"].pop("python")
     resolved["records"] = load_index(_records(config)).result(_records(config), reused=True).digest
     if config.init is not None:

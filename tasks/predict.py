@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.manifest import iterate_manifest
+import pyarrow.parquet as pq
+
+from datasets.manifest import MANIFEST
 from datasets.stage import PathLike
 from datasets.validate import Validation
 from mae.config import Target
@@ -24,7 +26,7 @@ def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target:
 
 def validation_images(validation: Validation, count: int = PICTURES) -> list[Path]:
     """Evenly spaced usable validation images, so that all classes have their turn; in manifest order."""
-    rows = iterate_manifest(validation.directory / "manifest.parquet")
-    usable = [validation.root / row.path for row in rows if row.split == "val" and row.kept]
+    kept = [("split", "=", "val"), ("kept", "=", True)]
+    usable = pq.read_table(validation.directory / MANIFEST, columns=["path"], filters=kept).column("path")
     taken = min(count, len(usable))
-    return [usable[place * len(usable) // taken] for place in range(taken)]
+    return [validation.root / usable[place * len(usable) // taken].as_py() for place in range(taken)]

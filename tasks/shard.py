@@ -1,12 +1,15 @@
-"""Stage shard: the valid images as MindRecord files."""
+"""Stage shard: the valid images as MindRecord files, in groups of shards that may be written on several machines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from datasets.parallel import apart
 from datasets.records import Records, load_index
-from datasets.shard import records_directory
-from datasets.shard import shard as write_shards
+from datasets.shard import Plan, records_directory
+from datasets.shard import conclude as put_in_place
+from datasets.shard import plan as plan_shards
+from datasets.shard_writer import Group, write_group
 from datasets.stage import InputError
 from mae.config import DataConfig
 from tasks.stage import markdown, stage_task, table
@@ -14,25 +17,40 @@ from tasks.stage import markdown, stage_task, table
 SEED = 0  # of the order in the shards; not the job's, so that jobs of several seeds share their records
 
 
-@stage_task("write the shards", timeout_hours=48)
-def shard(validation_directory: Path, workspace: Path, data: DataConfig) -> Records:
-    """Write what a validation found valid as shards into the workspace."""
+def directory(validation_directory: Path, workspace: Path, data: DataConfig) -> Path:
+    """Where the records of a validation go."""
     mb, side = data.shard_mb, data.short_side
-    out = records_directory(workspace, validation_directory, shard_mb=mb, short_side=side, seed=SEED)
-    result = write_shards(validation_directory, out, shard_mb=mb, short_side=side, seed=SEED)
+    return records_directory(workspace, validation_directory, shard_mb=mb, short_side=side, seed=SEED)
+
+
+@stage_task("plan the shards", timeout_hours=4)
+def plan(validation_directory: Path, out: Path, data: DataConfig) -> Plan:
+    """Find out which shards are to be written."""
+    return plan_shards(validation_directory, out, shard_mb=data.shard_mb, short_side=data.short_side, seed=SEED)
+
+
+@stage_task("write shards", run_name="write {group.label}", timeout_hours=24)
+def write(group: Group) -> int:
+    """Write those shards of a group that are missing, in a process of their own; their number."""
+    return apart(write_group, group)
+
+
+@stage_task("put the shards in place", timeout_hours=4)
+def conclude(found: Plan) -> Records:
+    """Write the index of the shards."""
+    result = put_in_place(found)
     markdown("records", counts(result))
     return result
 
 
 def intact(result: Records) -> bool:
-    """Whether the index is the one that was written and its shards are there; `mae data check` reads them."""
+    """Whether the index is the one that was written and its files are there; `mae data check` reads them."""
     try:
         index = load_index(result.directory)
     except InputError:
         return False
-    files = [result.directory / name for shard in index.all_shards() for name in (shard.file, f"{shard.file}.db")]
     same = index.result(result.directory, reused=result.reused) == result
-    return same and all(file.is_file() for file in files)
+    return same and all((result.directory / file).is_file() for file in index.digests())
 
 
 def counts(result: Records) -> str:

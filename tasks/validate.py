@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets.parts
 import datasets.validate
+from datasets.parallel import apart
 from datasets.parts import Examined, Unit
 from datasets.plan import Plan
 from datasets.validate import Validation, validation_directory
@@ -24,8 +25,8 @@ def plan(root: Path, workspace: Path, data: DataConfig) -> Plan:
 
 @stage_task("check every image", timeout_hours=24)
 def examine(unit: Unit) -> Examined:
-    """Examine the files of one unit."""
-    return datasets.parts.examine(unit)
+    """Examine the files of one unit, in a process of its own."""
+    return apart(datasets.parts.examine, unit)
 
 
 @stage_task("judge the whole", timeout_hours=4)

@@ -1,16 +1,18 @@
 """Calls in worker processes, really killed where the test says so."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from datasets.parallel import in_processes
+from datasets.parallel import apart, in_processes
 
 
 def square(value):
@@ -79,3 +81,29 @@ def test_workers_end_with_a_killed_parent_whose_script_has_no_main_guard(tmp_pat
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker lives on"
         time.sleep(0.1)
+
+
+def test_threads_share_the_worker_processes():
+    list(in_processes(square, range(4), workers=2))  # the other pool, whose workers are not these
+    with ThreadPoolExecutor(6) as threads:
+        pids = set(threads.map(lambda n: apart(process, n), range(12)))
+    assert 1 <= len(pids) <= len(os.sched_getaffinity(0))
+    assert os.getpid() not in pids
+    assert list(in_processes(square, range(4), workers=2)) == [0, 1, 4, 9]
+
+
+def test_a_killed_worker_fails_the_calls_under_way_and_the_next_call_works():
+    with pytest.raises(TerminatedWorkerError):
+        apart(kill_itself, 0)
+    assert apart(square, 3) == 9
+    with pytest.raises(ValueError, match="three"):
+        apart(fail_at_three, 3)
+
+
+def test_a_process_that_may_have_no_children_calls_the_function_itself():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # its workers are daemonic, as Dask's are
+        assert pool.apply(a_call_apart_is_made_here) is True
+
+
+def a_call_apart_is_made_here():
+    return apart(process, 0) == os.getpid()

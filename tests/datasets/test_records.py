@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from datasets.records import check, load_index
+from datasets.record_check import check
+from datasets.record_inspect import inspect_record, inspect_shard
+from datasets.records import load_index
 from datasets.shard import shard
 from datasets.stage import InputError, file_digest
 from datasets.validate import validate
@@ -61,6 +67,11 @@ FAULTS = {  # name: (damage, whether only root shows it, parts of the message)
         False,
         [f"{SHARD}.db", "no such file"],
     ),
+    "sources_changed": (
+        lambda base: _flip(base / "records" / f"{SHARD}.sources.parquet"),
+        False,
+        [f"{SHARD}.sources.parquet", "SHA-256"],
+    ),
     "manifest_changed": (lambda base: _flip(base / "records/manifest.parquet"), False, ["manifest.parquet", "SHA-256"]),
     "source_changed": (
         lambda base: _flip(base / "root/val/cat/odd.jpg"),
@@ -99,10 +110,12 @@ def _swapped_images(records):
 
 
 WRONG = {
-    "record_twice": (_first_row_twice, "each of 7 images once"),
-    "record_missing": (lambda records: records.pop(), "each of 7 images once"),
+    "record_twice": (_first_row_twice, "bytes of its source|expected label"),
+    "record_added": (lambda records: records.append(records[0]), "expected 7 records, found 8"),
+    "record_missing": (lambda records: records.pop(), "expected 7 records, found 6"),
     "wrong_label": (_wrong_label, "expected label"),
     "swapped_images": (_swapped_images, "bytes of its source"),
+    "swapped_records": (lambda records: records.reverse(), "bytes of its source|expected label"),
 }
 
 
@@ -131,3 +144,72 @@ def test_wrong_record_with_right_digests(base, case):
     check(base / "records")
     with pytest.raises(InputError, match=message):
         check(base / "records", root=base / "root")
+
+
+MISLED = {  # name: change of the table of sources, whose digest is then made right
+    "another_image": lambda table: table.set_column(0, "path", [["train/cat/0.jpg"] * len(table)]),
+    "another_class": lambda table: table.set_column(1, "class_name", [["dog"] * len(table)]),
+    "image_left_out": lambda table: table.slice(1),
+}
+
+
+@pytest.mark.parametrize("case", MISLED)
+def test_wrong_table_with_the_right_digest(base, case):
+    """The shards must hold the images of the manifest, each once, whatever the tables beside them say."""
+    path = base / "records" / f"{SHARD}.sources.parquet"
+    pq.write_table(MISLED[case](pq.read_table(path)), path)
+    index = json.loads((base / "records/index.json").read_text())
+    index["splits"]["train"]["shards"][0]["sources_digest"] = file_digest(path)
+    (base / "records/index.json").write_text(json.dumps(index))
+    check(base / "records")
+    with pytest.raises(InputError, match="expected the images that the manifest gives it"):
+        check(base / "records", root=base / "root")
+
+
+def test_shard_left_out_of_the_index(base):
+    index = json.loads((base / "records/index.json").read_text())
+    index["splits"]["val"] = {"images": 0, "shards": []}
+    (base / "records/index.json").write_text(json.dumps(index))
+    check(base / "records")
+    with pytest.raises(
+        InputError, match=r"val-00000-of-00001\.mindrecord: expected the images that the manifest gives"
+    ):
+        check(base / "records", root=base / "root")
+
+
+def test_inspect_shard(base):
+    seen = inspect_shard(base / "records" / SHARD)
+    assert (seen.images, seen.classes, seen.converted) == (7, {"cat": 4, "dog": 3}, 1)
+    assert seen.bytes == (base / "records" / SHARD).stat().st_size
+    rest = seen.bytes - seen.header_bytes - (seen.image_pages + seen.field_pages - 1) * seen.page_bytes
+    assert 0 < rest <= seen.page_bytes  # the last page ends with its content
+    assert len(seen.first) == 5
+    assert seen.first[2] == inspect_record(base / "records" / SHARD, 2).source
+
+
+@pytest.mark.parametrize("row", range(7))
+def test_inspect_record(base, tmp_path, row):
+    seen = inspect_record(base / "records" / SHARD, row, save=tmp_path / "image")
+    saved = (tmp_path / "image").read_bytes()
+    original = (base / "root" / seen.source["path"]).read_bytes()
+    assert seen.source["converted"] == (saved != original) == seen.source["path"].endswith("odd.gif")
+    assert (seen.source["digest"], seen.source["bytes"]) == (hashlib.sha256(original).hexdigest(), len(original))
+    assert (seen.digest, seen.bytes) == (hashlib.sha256(saved).hexdigest(), len(saved))
+    with Image.open(io.BytesIO(saved)) as image:
+        assert (seen.format, seen.mode, seen.width, seen.height) == (image.format, image.mode, *image.size)
+    assert seen.label == ["cat", "dog"].index(seen.source["class_name"])
+
+
+NOT_SHOWN = {  # name: (call, parts of the message)
+    "no_file": (lambda base: inspect_shard(base / "nothing"), ["nothing", "No such file"]),
+    "no_shard": (lambda base: inspect_shard(base / "root/val/cat/odd.jpg"), ["odd.jpg", "another kind of file"]),
+    "no_row": (lambda base: inspect_record(base / "records" / SHARD, 7), ["a row from 0 to 6", "found 7"]),
+}
+
+
+@pytest.mark.parametrize("case", NOT_SHOWN)
+def test_what_cannot_be_shown(base, case):
+    call, parts = NOT_SHOWN[case]
+    with pytest.raises(InputError) as error:
+        call(base)
+    assert all(part in str(error.value) for part in parts), str(error.value)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.records import check
+from datasets.record_check import check
 from datasets.sample import unpack_sample
 from datasets.shard import shard
 from datasets.stage import InputError, atomic_directory, refuse_foreign

@@ -16,6 +16,7 @@ import tasks.unpack
 import tasks.validate
 from datasets.records import Records
 from datasets.sample import unpack_sample
+from datasets.shard import shard
 from datasets.validate import Validation
 from mae.config import DataConfig, DeviceConfig
 from tests.datasets.tars import pack
@@ -37,7 +38,8 @@ def validation(workspace: Path) -> Validation:
 
 @pytest.fixture(scope="module")
 def records(workspace: Path, validation: Validation) -> Records:
-    return tasks.shard.shard.fn(validation.directory, workspace, DATA)
+    out = tasks.shard.directory(validation.directory, workspace, DATA)
+    return shard(validation.directory, out, shard_mb=DATA.shard_mb, seed=tasks.shard.SEED)
 
 
 def change(path: Path) -> None:

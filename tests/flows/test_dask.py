@@ -1,0 +1,122 @@
+"""The data stages on a real Dask cluster of this machine, one of whose workers dies at work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+import tasks.shard
+from datasets.record_check import check
+from datasets.records import Records, load_index
+from datasets.sample import unpack_sample
+from datasets.shard import shard
+from datasets.stage import InputError
+from datasets.validate import Validation, validate
+from flows import runners, stages
+from flows.runners import spread, task_runner
+from mae.config import DataConfig
+
+distributed = pytest.importorskip("distributed")
+pytest.importorskip("prefect_dask")
+SHARDS = 7
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory: pytest.TempPathFactory) -> Validation:
+    base = tmp_path_factory.mktemp("dask")
+    unpack_sample(base / "images", train_per_class=600, val_per_class=100)
+    return validate(base / "images", base / "validation")
+
+
+@pytest.fixture
+def cluster() -> Iterator[object]:
+    """Two worker processes of one thread each, under nannies that restart them."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        yield cluster
+
+
+def contents(records: Records) -> dict[str, bytes]:
+    """Every file but those that tell when and where the records were made."""
+    directory = records.directory
+    files = [path for path in directory.rglob("*") if path.is_file() and path.name != "stamps.json"]
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "a_worker_killed"])
+def test_shards_are_those_of_one_process(
+    validation: Validation, workspace: Path, tmp_path: Path, cluster: object, killed: bool
+) -> None:
+    data = DataConfig(shard_mb=1, dask=cluster.scheduler_address)
+    out = tasks.shard.directory(validation.directory, workspace, data)
+    pids = {worker.pid for worker in cluster.workers.values()}
+    assert len(pids) == 2
+    victims: list[int] = []
+
+    def kill_one_at_work() -> None:
+        """SIGKILL a worker that is writing a shard while others are finished and others still to come."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            finished = len(list(out.parent.glob(f"{out.name}.partial-*/entries/*.json")))
+            if finished >= 2 and any(out.parent.glob(f"{out.name}.partial-*/attempts/*-of-*/*.mindrecord")):
+                victims.append(min(pids))
+                os.kill(victims[0], signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=kill_one_at_work)
+    if killed:
+        thread.start()
+    records = spread(stages.shard, data)(validation, workspace, data)
+    if killed:
+        thread.join()
+        assert victims, "no worker was at work"
+    expected = shard(validation.directory, tmp_path / "here", shard_mb=1, seed=tasks.shard.SEED)
+    assert contents(records) == contents(expected)
+    assert check(records.directory, root=validation.root).shards == expected.shards == SHARDS
+    assert {path.name for path in records.directory.parent.iterdir()} == {records.directory.name}
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_threads_of_this_machine_write_the_same(validation: Validation, workspace: Path, tmp_path: Path) -> None:
+    data = DataConfig(shard_mb=3)
+    records = spread(stages.shard, data)(validation, workspace, data)
+    assert contents(records) == contents(shard(validation.directory, tmp_path / "here", shard_mb=3))
+    assert len(load_index(records.directory).all_shards()) == 3
+
+
+def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
+    with pytest.raises(InputError, match=r"data\.dask: .*pip install 'maeflow\[dask\]'"):
+        task_runner("tcp://127.0.0.1:1")
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_first_failure_is_raised_after_the_others_have_ended() -> None:
+    from prefect import task
+
+    ended: list[int] = []
+
+    @task(name="odd-ones-fail")
+    def odd_ones_fail(number: int) -> int:
+        time.sleep(0.3 * number)
+        ended.append(number)
+        if number == 1:
+            raise ValueError("one")
+        return number
+
+    @flow
+    def trial() -> list[int]:
+        return runners.results(odd_ones_fail.map([0, 1, 2]))
+
+    with pytest.raises(ValueError, match="one"):
+        trial()
+    assert sorted(ended) == [0, 1, 2]
