@@ -38,7 +38,7 @@ def test_adamw_equals_torch(name, shape, scale, gradient_size):
     parameter = Parameter(Tensor(start, ms.float32), name="p")
     optimizer = AdamW([parameter], betas=(0.9, 0.95), weight_decay=0.1, scales=[scale])
     for t, gradient in enumerate(gradients, start=1):
-        optimizer((Tensor(gradient, ms.float32),), *optimizer.step_inputs(0.01, t))
+        optimizer((Tensor(gradient, ms.float32),), Tensor(0.01, ms.float32), Tensor(1.0, ms.float32))
     decay = 0.1 if len(shape) > 1 else 0.0
     expected = torch_adamw(start, gradients, 0.01 * scale, (0.9, 0.95), decay)
     np.testing.assert_allclose(parameter.asnumpy(), expected, rtol=2e-5, atol=2e-6, err_msg=name)
