@@ -74,21 +74,25 @@ class ClassifyLoss(nn.Cell):
         return -(target * log_probabilities).sum(-1).mean()
 
 
-class MeanOverRanks(nn.Cell):
-    """Average a loss and its gradients over all ranks in one all-reduce of one flat tensor."""
+class Combine(nn.Cell):
+    """A loss and its gradients averaged over all ranks, in one all-reduce of one flat tensor, and their norm."""
 
     def __init__(self, parameters: Sequence[Parameter], ranks: int) -> None:
         super().__init__()
         self.ranks = ranks
         self.shapes = [p.shape for p in parameters]
-        self.sizes = [p.size for p in parameters] + [1]
-        self.all_reduce = ops.AllReduce()
+        self.sizes = [p.size for p in parameters]
+        if ranks > 1:
+            self.all_reduce = ops.AllReduce()
 
-    def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        flat = [g.reshape(-1) for g in gradients]
-        total = self.all_reduce(ops.concat(flat + [loss.reshape(1)])) / self.ranks
-        parts = ops.split(total, self.sizes)
-        return parts[-1].reshape(()), tuple([part.reshape(shape) for part, shape in zip(parts[:-1], self.shapes)])
+    def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        flat = ops.concat([g.reshape(-1) for g in gradients])  # one sum over it is 4 times faster than one per tensor
+        if self.ranks > 1:
+            total = self.all_reduce(ops.concat((flat, loss.reshape(1)))) / self.ranks
+            flat, loss = ops.split(total, [sum(self.sizes), 1])
+            parts = ops.split(flat, self.sizes)
+            gradients = tuple([part.reshape(shape) for part, shape in zip(parts, self.shapes)])
+        return loss.reshape(()), gradients, ops.sqrt(ops.square(flat).sum())
 
 
 class _ScaledLoss(nn.Cell):
@@ -145,11 +149,10 @@ class Update(nn.Cell):
         scaled = _ScaledLoss(loss, self.loss_scale.scale) if dynamic_scale else loss
         self.gradients = ms.value_and_grad(scaled, None, optimizer.params)
         self.optimizer = optimizer
-        self.ranks, self.accum_iter, self.clip_grad, self.ema = ranks, accum_iter, clip_grad, ema
-        self.dynamic_scale, self.rescaled = dynamic_scale, dynamic_scale or clip_grad is not None
+        self.accum_iter, self.clip_grad, self.ema = accum_iter, clip_grad, ema
+        self.dynamic_scale = dynamic_scale
         self.state = [*optimizer.state, *self.loss_scale.state]
-        if ranks > 1:
-            self.mean_over_ranks = MeanOverRanks(optimizer.params, ranks)
+        self.combine = Combine(optimizer.params, ranks)
         if accum_iter > 1:
             self.sums = optimizer.params.clone("accumulated", init="zeros")
             self.loss_sum = Parameter(Tensor(0.0, ms.float32), name="accumulated_loss", requires_grad=False)
@@ -163,23 +166,18 @@ class Update(nn.Cell):
         if self.accum_iter > 1:
             loss = (loss + self.loss_sum) / self.accum_iter
             gradients = tuple([(s + g) / self.accum_iter for s, g in zip(self.sums, gradients)])
-        if self.ranks > 1:
-            loss, gradients = self.mean_over_ranks(loss, gradients)
+        loss, gradients, norm = self.combine(loss, gradients)
         factor = ops.ones((), ms.float32)
         if self.dynamic_scale:
             factor = 1 / self.loss_scale.scale
-            loss = loss * factor
-        squares = ops.zeros((), ms.float32)
-        for g in gradients:
-            squares = squares + ops.square(g).sum()
-        norm = ops.sqrt(squares) * factor
+            loss, norm = loss * factor, norm * factor
         applied = self.loss_scale(loss, norm)
         if self.clip_grad is not None:
             factor = factor * ops.minimum(self.clip_grad / (norm + 1e-6), 1.0)
-        fits = applied > 0
-        if self.rescaled:
+        if self.dynamic_scale or self.clip_grad is not None:
             gradients = tuple([g * factor for g in gradients])
-        gradients = tuple([ops.select(fits, g, ops.zeros_like(g)) for g in gradients])
+        if self.dynamic_scale:
+            gradients = tuple([ops.select(applied > 0, g, ops.zeros_like(g)) for g in gradients])
         state = self.loss_scale
         report = ops.stack([loss, norm, state.scale.value(), state.overflows.value(), state.halted.value()])
         done = ops.depend(report, self.optimizer(gradients, lr, applied))

@@ -1,7 +1,7 @@
 """AdamW and LARS with the published recipes' parameter groups, and the part of a step that decides whether to take it.
 
 An optimiser is called as (gradients, lr, applied): `lr` () float32 is the schedule's rate, `applied` () float32 is 1,
-or 0 for an update that must leave no trace. Gradients are finite either way. `state` lists what a resumed run needs.
+or 0 for an update that must leave no trace, whose gradients are then zero. `state` lists what a resumed run needs.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ class LossScale(nn.Cell):
     float16 gradients lose small values, so the loss is multiplied by 2^16 before them. Where that was too much the
     update is skipped and counted and the scale halved; after 2,000 good updates it is doubled (Micikevicius et al.
     2018, with the numbers of torch's GradScaler). What no smaller scale would mend (a loss that is itself not finite,
-    gradients that are not finite at scale 1) halts training: from then on nothing is applied, so parameters and
-    optimiser stay as they were before that step until the host reads `halted`.
+    gradients that are not finite at scale 1) halts training: from then on nothing is applied, and the host reads in
+    `halted` how many updates ago that was.
 
     Args:
         dynamic: for float16; else the scale is 1 always.
