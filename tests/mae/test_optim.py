@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor
 
 from mae.config import Config
 from mae.device import setup
-from mae.optim import LARS, AdamW, decays, layer_id, layer_scales
+from mae.optim import LARS, AdamW, layer_id, layer_scales
 from mae.vit import VisionTransformer
 
 
@@ -240,7 +240,6 @@ def test_parameter_groups_of_each_task(task, trained, undecayed_matrices, monkey
         assert set(groups) == trained
     if task == "pretrain":
         assert not {"pos_embed", "decoder_pos_embed"} & set(groups)
-    one_dimensional = {n for n in groups if n.endswith(".bias") or "norm" in n}
     undecayed = {n for n in groups if n.endswith(".bias") or "norm" in n} | undecayed_matrices
     assert {n for n, (decay, _) in groups.items() if decay == 0} == undecayed
     assert {decay for decay, _ in groups.values()} <= {0.0, 0.05}
