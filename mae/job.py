@@ -85,7 +85,7 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str], rank: 
         if not (recipe.mixup or recipe.cutmix):
             return [batch.images, batch.labels]
         rng = np.random.default_rng([config.seed, *place, rank])
-        keep = keep_map(rng, batch.images.shape[1:3], mixup=recipe.mixup, cutmix=recipe.cutmix)
+        keep = keep_map(rng, model.config.image_shape, mixup=recipe.mixup, cutmix=recipe.cutmix)
         return [batch.images, batch.labels, keep]
 
     return Job(
