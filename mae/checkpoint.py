@@ -1,8 +1,9 @@
 """Checkpoints: a directory per step, written atomically, read only after its digests have been checked.
 
 checkpoints/<step>/model.safetensors       parameters under upstream's state-dict keys; the header names the model
-                   optimizer.safetensors   AdamW's moments, for resuming
-                   state.json              step, config and data digests, digests of the two files
+                   ema.safetensors         the same, of the weights' moving average, where the recipe has one
+                   optimizer.safetensors   the optimiser's moments and the loss scale, for resuming
+                   state.json              step, config and data digests, digests of these files
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from datasets.stage import InputError, atomic_directory, file_digest, write_json
 
 from .config import ModelConfig
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 FOLDER_FILES = (MODEL, "pytorch_model.bin")  # the second in older Hugging Face folders
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # what Hugging Face says beside them
 
@@ -86,12 +87,15 @@ def save(
     step: int,
     epoch: int,
     loss: float,
+    averages: Optional[Mapping[str, np.ndarray]] = None,
 ) -> None:
-    """Write a checkpoint; a reader sees all of it or nothing."""
+    """Write a checkpoint; a reader sees all of it or nothing. `averages` replace weights in ema.safetensors."""
     with atomic_directory(directory) as partial:
         save_file(dict(weights), partial / MODEL, metadata={"maeflow": card.model_dump_json()})
+        if averages is not None:
+            save_file({**weights, **averages}, partial / EMA, metadata={"maeflow": card.model_dump_json()})
         save_file(dict(moments), partial / OPTIMIZER)
-        digests = {name: file_digest(partial / name) for name in (MODEL, OPTIMIZER)}
+        digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
         write_json(partial / STATE, State(step=step, epoch=epoch, loss=loss, digests=digests).model_dump())
 
 

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from datasets.stage import InputError
 
+from .masking import kept_patches
+from .schedule import base_lr
+
 Target = Literal["CPU", "Ascend"]
 DEMO_CONFIG = "configs/demo.yaml"
 LR_RULE = "lr = blr * batch_size * ranks * accum_iter / 256"
@@ -23,6 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Memory = Annotated[float, Field(ge=0, lt=1)]  # share of an old value that a moving average keeps
 
 
 class _Section(BaseModel):
@@ -141,6 +145,10 @@ class _Training(_Section):
     min_lr: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(ge=0)
     weight_decay: float = Field(0.05, ge=0)
+    clip_grad: Optional[float] = Field(None, gt=0, description="largest norm of all gradients together")
+    ema: Optional[float] = Field(
+        None, gt=0, lt=1, description="moving average of the weights, kept per update; written as ema.safetensors"
+    )
     checkpoint_epochs: int = Field(20, gt=0, description="epochs between checkpoints; the last epoch always has one")
 
     @model_validator(mode="after")
@@ -149,6 +157,10 @@ class _Training(_Section):
             raise ValueError(f"warmup_epochs must be below epochs, got {self.warmup_epochs} and {self.epochs}")
         return self
 
+    def lr(self, *, ranks: int) -> float:
+        """The learning rate behind the warm-up."""
+        return base_lr(self.blr, batch_size=self.batch_size, ranks=ranks, accum_iter=self.accum_iter)
+
 
 class PretrainConfig(_Training):
     """MAE pre-training, as published unless said otherwise (He et al. 2022, table 8, at 4,096 images an update)."""
@@ -156,7 +168,7 @@ class PretrainConfig(_Training):
     epochs: int = Field(800, gt=0)
     blr: float = Field(1.5e-4, gt=0, description=LR_RULE)
     warmup_epochs: float = Field(40, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Memory, Memory] = (0.9, 0.95)
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     crop_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the area that a random crop keeps")
 
@@ -164,7 +176,7 @@ class PretrainConfig(_Training):
 class FinetuneConfig(_Training):
     """End-to-end fine-tuning of a pre-trained encoder, as published for ViT-B unless said otherwise.
 
-    He et al. 2022, table 9, at 1,024 images an update; without its RandAugment, mixup, cutmix and random erasing.
+    He et al. 2022, table 9, at 1,024 images an update; without its RandAugment and random erasing.
     """
 
     epochs: int = Field(100, gt=0)
@@ -172,11 +184,32 @@ class FinetuneConfig(_Training):
     blr: float = Field(5e-4, gt=0, description=LR_RULE)
     min_lr: float = Field(1e-6, ge=0)
     warmup_epochs: float = Field(5, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Memory, Memory] = (0.9, 0.999)
     layer_decay: float = Field(0.65, gt=0, le=1)
     drop_path: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution that shares are drawn from; 0: off")
+    cutmix: float = Field(1.0, ge=0, description="the same; with both on, each batch takes one, by equal chance")
     crop_scale: float = Field(0.08, gt=0, le=1)
+
+
+class LinprobeConfig(_Training):
+    """Upstream's linear probe: batch normalisation and a linear layer on the frozen encoder's cls token, by LARS.
+
+    As published for ViT-B unless said otherwise (He et al. 2022, table 10, at 16,384 images an update).
+    """
+
+    epochs: int = Field(90, gt=0)
+    batch_size: int = Field(512, gt=1, description="images per rank and step; batch normalisation needs two")
+    blr: float = Field(0.1, gt=0, description=LR_RULE)
+    warmup_epochs: float = Field(10, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: Memory = 0.9
+    trust: float = Field(0.001, gt=0, description="norm of a layer's step at learning rate 1, per norm of its weights")
+    crop_scale: float = Field(0.08, gt=0, le=1)
+
+
+Recipe = Union[PretrainConfig, FinetuneConfig, LinprobeConfig]
 
 
 class LinearConfig(_Section):
@@ -194,16 +227,17 @@ class LinearConfig(_Section):
 class Config(_Section):
     """One job. `task` says which section `mae train` runs; the pipeline runs every section that is there."""
 
-    task: Literal["pretrain", "finetune"]
+    task: Literal["pretrain", "finetune", "linprobe"]
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = 0
-    init: Optional[str] = Field(None, description="checkpoint that fine-tuning starts from")
+    init: Optional[str] = Field(None, description="checkpoint that fine-tuning or a linear probe starts from")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     device: DeviceConfig = DeviceConfig()
     compute: ComputeConfig = ComputeConfig()
     pretrain: Optional[PretrainConfig] = None
     finetune: Optional[FinetuneConfig] = None
+    linprobe: Optional[LinprobeConfig] = None
     linear: Optional[LinearConfig] = None
 
     @model_validator(mode="after")
@@ -211,6 +245,28 @@ class Config(_Section):
         if getattr(self, self.task) is None:
             raise ValueError(f"task is {self.task}, so a section `{self.task}:` is needed")
         return self
+
+    @model_validator(mode="after")
+    def _recipes_can_be_meant(self) -> Config:
+        for name, recipe in self._recipes():
+            lr = recipe.lr(ranks=self.device.ranks)
+            if recipe.min_lr >= lr:
+                rule = f"{lr:.3g} by {LR_RULE}"
+                raise ValueError(f"{name}.min_lr must be below the learning rate, got {recipe.min_lr:.3g} and {rule}")
+        patches = self.model.grid[0] * self.model.grid[1]
+        if self.pretrain is not None and not 0 < kept_patches(patches, self.pretrain.mask_ratio) < patches:
+            ratio = self.pretrain.mask_ratio
+            raise ValueError(f"pretrain.mask_ratio must leave some patches and remove some, got {ratio} of {patches}")
+        return self
+
+    def _recipes(self) -> list[tuple[str, Recipe]]:
+        named = (("pretrain", self.pretrain), ("finetune", self.finetune), ("linprobe", self.linprobe))
+        return [(name, recipe) for name, recipe in named if recipe is not None]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The section of the task."""
+        return dict(self._recipes())[self.task]
 
 
 def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.stage import atomic_write
+
+if TYPE_CHECKING:
+    from .objective import Report
 
 
 class MetricsWriter:
@@ -22,7 +25,7 @@ class MetricsWriter:
             kept = [line for line in whole_lines if line.endswith("\n") and json.loads(line)["step"] <= step]
             atomic_write(path, "".join(kept))
 
-    def write(self, step: int, *, epoch: float, loss: float, lr: float, images_per_step: int) -> None:
+    def write(self, step: int, report: Report, *, epoch: float, lr: float, images_per_step: int) -> None:
         """Add a line. `samples_per_second` counts all ranks; the first interval, which compiles, has none."""
         now = time.monotonic()
         rate = None
@@ -32,8 +35,11 @@ class MetricsWriter:
         line = {
             "step": step,
             "epoch": round(epoch, 4),
-            "loss": loss,
+            "loss": report.loss,
             "lr": lr,
+            "grad_norm": report.grad_norm,
+            "loss_scale": report.loss_scale,
+            "overflows": report.overflows,
             "samples_per_second": rate,
             "seconds": round(now - self.started, 2),
         }

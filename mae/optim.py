@@ -1,11 +1,16 @@
-"""AdamW as torch computes it, on MindSpore's fused Adam kernel, with the recipes' parameter groups."""
+"""AdamW and LARS with the published recipes' parameter groups, and the part of a step that decides whether to take it.
+
+An optimiser is called as (gradients, lr, applied): `lr` () float32 is the schedule's rate, `applied` () float32 is 1,
+or 0 for an update that must leave no trace, whose gradients are then zero. `state` lists what a resumed run needs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 EPS = 1e-8
@@ -20,13 +25,28 @@ def layer_id(name: str, depth: int) -> int:
     return depth + 1
 
 
+def layer_scales(names: Sequence[str], *, depth: int, layer_decay: float) -> list[float]:
+    """Factor on the learning rate per parameter name: layer_decay ** (layers behind it) (Clark et al. 2020)."""
+    return [layer_decay ** (depth + 1 - layer_id(name, depth)) for name in names]
+
+
+def decays(parameters: Sequence[Parameter], weight_decay: float, exempt: Collection[str] = ()) -> list[float]:
+    """Weight decay per parameter: none for biases, norms and all else that is 1-D, nor for the names in `exempt`.
+
+    Upstream's pre-training exempts no more than these (cls_token and mask_token have three axes: they decay), its
+    fine-tuning cls_token and pos_embed too (timm's `no_weight_decay`).
+    """
+    return [0.0 if p.ndim <= 1 or p.name.endswith(".bias") or p.name in exempt else weight_decay for p in parameters]
+
+
 class AdamW(nn.Cell):
-    """Decoupled weight decay (Loshchilov & Hutter 2019); biases, norms and other 1-D parameters do not decay.
+    """Decoupled weight decay (Loshchilov & Hutter 2019) as torch computes it, on MindSpore's fused Adam kernel.
 
     Args:
         parameters: what is trained.
         betas: decay rates of the two moments.
-        weight_decay: per update, times the learning rate.
+        weight_decay: per update, times the learning rate; `decays` says of what.
+        exempt: names of parameters that do not decay.
         scales: factor on the learning rate per parameter, in order (layer decay); none means 1.
     """
 
@@ -36,34 +56,124 @@ class AdamW(nn.Cell):
         *,
         betas: tuple[float, float],
         weight_decay: float,
+        exempt: Collection[str] = (),
         scales: Sequence[float] | None = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         self.params = ms.ParameterTuple(parameters)
         self.moment1 = self.params.clone("adam_m", init="zeros")
         self.moment2 = self.params.clone("adam_v", init="zeros")
+        self.updates = Parameter(Tensor(0, ms.int32), name="adam_updates", requires_grad=False)
+        self.state = [*self.moment1, *self.moment2, self.updates]
         self.beta1, self.beta2 = betas
-        self.decays = tuple(weight_decay if p.ndim > 1 else 0.0 for p in parameters)
+        self.corrections = Tensor(_corrections(betas))
+        self.decays = tuple(decays(parameters, weight_decay, exempt))
         self.scales = tuple(scales) if scales is not None else (1.0,) * len(self.params)
         self.adam = ops.Adam()
+        self.unstack = ops.Unstack()
 
-    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, powers: Tensor, eps: Tensor) -> Tensor:
-        """Update all parameters. `powers` (2,) float32 is beta^t; `eps` comes from `step_inputs`."""
-        power1, power2 = powers[0:1].reshape(()), powers[1:2].reshape(())
-        done = lr
+    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, applied: Tensor) -> Tensor:
+        """Update all parameters. Without `applied` the betas are 1 and the rate is 0: nothing changes."""
+        done = ops.assign_add(self.updates, applied.astype(ms.int32))
+        row = ops.minimum(done, self.corrections.shape[0]) - 1
+        rate, eps = self.unstack(ops.gather(self.corrections, ops.maximum(row, 0), 0))
+        lr = lr * applied
+        beta1, beta2 = self.beta1 * applied + (1 - applied), self.beta2 * applied + (1 - applied)
         for p, m, v, g, decay, scale in zip(
             self.params, self.moment1, self.moment2, gradients, self.decays, self.scales
         ):
             if decay:
                 done = ops.depend(done, ops.assign(p, p * (1 - lr * scale * decay)))
-            done = ops.depend(done, self.adam(p, m, v, power1, power2, lr * scale, self.beta1, self.beta2, eps, g))
+            done = ops.depend(done, self.adam(p, m, v, 0.0, 0.0, lr * rate * scale, beta1, beta2, eps, g))
         return done
 
-    def step_inputs(self, lr: float, update: int) -> tuple[Tensor, Tensor, Tensor]:
-        """lr, powers and eps for update number `update` (from 1).
 
-        The kernel adds eps to sqrt(v) before the bias correction and torch after it, hence the factor.
-        """
-        power1, power2 = self.beta1**update, self.beta2**update
-        eps = EPS * math.sqrt(1 - power2)
-        return Tensor(lr, ms.float32), Tensor([power1, power2], ms.float32), Tensor(eps, ms.float32)
+def _corrections(betas: tuple[float, float]) -> np.ndarray:
+    """(T, 2) float32: factor on the rate and eps at update t, from float64; constant from update T on.
+
+    The kernel knows the betas as float32, and adds eps to sqrt(v) before the correction where torch does it after.
+    """
+    beta1, beta2 = (float(np.float32(beta)) for beta in betas)
+    slower = max(beta1, beta2)
+    last = math.ceil(math.log(2**-26) / math.log(slower)) if slower > 0 else 1
+    t = np.arange(1, last + 1)
+    root = np.sqrt(1 - beta2**t)
+    return np.stack([root / (1 - beta1**t), EPS * root], axis=1).astype(np.float32)
+
+
+class LARS(nn.Cell):
+    """Layer-wise adaptive rate scaling (You et al. 2017) in the form of upstream's linear probe.
+
+    A weight's gradient, decay included, is scaled to `trust` times the weight's norm; 1-D parameters neither decay nor
+    are scaled. Momentum is taken of what results, before the learning rate.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Parameter], *, momentum: float, trust: float, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.params = ms.ParameterTuple(parameters)
+        self.velocities = self.params.clone("lars_v", init="zeros")
+        self.state = list(self.velocities)
+        self.momentum, self.trust, self.weight_decay = momentum, trust, weight_decay
+
+    def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, applied: Tensor) -> Tensor:
+        """Update all parameters."""
+        done = lr
+        kept = self.momentum * applied + (1 - applied)
+        for p, velocity, g in zip(self.params, self.velocities, gradients):
+            if p.ndim > 1:
+                g = g + self.weight_decay * p
+                g = g * self.trust_ratio(p, g)
+            step = velocity * kept + g * applied
+            done = ops.depend(done, ops.assign(velocity, step))
+            done = ops.depend(done, ops.assign(p, p - lr * applied * step))
+        return done
+
+    def trust_ratio(self, p: Tensor, g: Tensor) -> Tensor:
+        """trust * |p| / |g|, or 1 where either is zero."""
+        norm_p, norm_g = ops.sqrt(ops.square(p).sum()), ops.sqrt(ops.square(g).sum())
+        usable = (norm_p * norm_g > 0).astype(ms.float32)
+        return usable * self.trust * norm_p / (norm_g + (1 - usable)) + (1 - usable)
+
+
+class LossScale(nn.Cell):
+    """Decides in the graph, from loss and gradient norm, whether an update is applied, and scales the next loss.
+
+    float16 gradients lose small values, so the loss is multiplied by 2^16 before them. Where that was too much the
+    update is skipped and counted and the scale halved; after 2,000 good updates it is doubled (Micikevicius et al.
+    2018, with the numbers of torch's GradScaler). What no smaller scale would mend (a loss that is itself not finite,
+    gradients that are not finite at scale 1) halts training: from then on nothing is applied, and the host reads in
+    `halted` how many updates ago that was.
+
+    Args:
+        dynamic: for float16; else the scale is 1 always.
+    """
+
+    FIRST, LARGEST, INTERVAL = 2.0**16, 2.0**24, 2000
+
+    def __init__(self, *, dynamic: bool) -> None:
+        super().__init__(auto_prefix=False)
+        self.dynamic = dynamic
+        first = self.FIRST if dynamic else 1.0
+        self.scale = Parameter(Tensor(first, ms.float32), name="loss_scale", requires_grad=False)
+        self.good = Parameter(Tensor(0.0, ms.float32), name="loss_scale_good_updates", requires_grad=False)
+        self.overflows = Parameter(Tensor(0.0, ms.float32), name="loss_scale_overflows", requires_grad=False)
+        self.halted = Parameter(Tensor(0.0, ms.float32), name="halted_updates", requires_grad=False)
+        self.state = [self.scale, self.good, self.overflows] if dynamic else []
+
+    def construct(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """Unscaled loss () and gradient norm () -> `applied` () float32. `halted` counts this and all later updates."""
+        fits = ops.isfinite(norm).astype(ms.float32) * ops.isfinite(loss).astype(ms.float32)
+        too_large = ops.isfinite(loss).astype(ms.float32) * (1 - fits) * (self.scale > 1).astype(ms.float32)
+        halted = self.halted + ops.maximum(1 - fits - too_large, ops.minimum(self.halted, 1.0))
+        running = (halted == 0).astype(ms.float32)
+        applied, overflow = fits * running, too_large * running
+        if self.dynamic:
+            good = (self.good + applied) * (1 - overflow)
+            grow = (good >= self.INTERVAL).astype(ms.float32)
+            scale = ops.minimum(self.scale * (1 + grow) * (1 - 0.5 * overflow), self.LARGEST)
+            applied = ops.depend(applied, ops.assign(self.good, good * (1 - grow)))
+            applied = ops.depend(applied, ops.assign(self.scale, scale))
+            applied = ops.depend(applied, ops.assign_add(self.overflows, overflow))
+        return ops.depend(applied, ops.assign(self.halted, halted))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import os
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional
 
 from pydantic import BaseModel, ConfigDict
 
 from datasets.batches import steps_per_epoch
 from datasets.records import load_index
 
-from .config import Config, FinetuneConfig, ModelConfig, PretrainConfig
+from .config import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
 from .flops import TRAINING, encoder_flops, mae_flops
 from .masking import kept_patches
 from .plan_rate import measure
@@ -25,14 +25,12 @@ SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped samp
 PEAK = 256e12  # FLOP/s of a 910A in float16 (Ascend's data sheet)
 # Share of the peak that Ascend's PyTorch port of MAE reaches on eight 910A (ModelZoo-PyTorch, MAE_for_PyTorch):
 # pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
-UTILISATION = {"pretrain": 0.072, "finetune": 0.1165}
+UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linprobe": 0.1165}  # a probe is assumed to be as good
 ASCEND_MEMORY = 32e9  # bytes of a 910A
 CORE_IMAGES = 400.0  # decoded and cropped a second by one core from 500 x 375 JPEGs (tests/benchmarks/bench_input.py)
 DISK_RATE = 0.8e9  # bytes/s written, a local disk (tests/benchmarks/bench_shard.py)
 FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days on 16,384 GPUs (arXiv 2407.21783, 3.3.4)
 RESTART_SECONDS = 180.0  # to see a failure, start the ranks and compile the graph again
-
-Recipe = Union[PretrainConfig, FinetuneConfig]
 
 
 class Figure(BaseModel):
@@ -87,7 +85,11 @@ def plan(config: Config, *, servers: int = 1, images: Optional[int] = None, rate
     """
     data, devices = _data(config, images), servers * config.device.ranks
     figures = _preparation(data)
-    for task, recipe in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+    for task, recipe in (
+        ("pretrain", config.pretrain),
+        ("finetune", config.finetune),
+        ("linprobe", config.linprobe),
+    ):
         if recipe is not None:
             given = rate if task == config.task else None
             figures += _training(task, recipe, config, data, devices, given)
@@ -165,7 +167,9 @@ def _training(
     how = f"{recipe.epochs} epochs * ({data.train:,} images // {effective:,})"
     steps = sheet.add("updates", recipe.epochs * updates, "", how)
     forward = mae_flops(model, recipe.mask_ratio) if isinstance(recipe, PretrainConfig) else encoder_flops(model)
-    flops = sheet.add("work", TRAINING * forward / 1e9, "GFLOP/image", "3 * the forward pass's matrix products") * 1e9
+    passes = 1 if isinstance(recipe, LinprobeConfig) else TRAINING
+    how = f"{passes} * the forward pass's matrix products"
+    flops = sheet.add("work", passes * forward / 1e9, "GFLOP/image", how) * 1e9
     speed = _speed(sheet, task, config, flops, rate, data.classes)
     how = f"{steps:,.0f} updates * {effective:,} images / ({speed:,.0f} images/s * {devices} devices)"
     hours = sheet.add("time", steps * effective / (speed * devices) / 3600, "h", how)
@@ -230,7 +234,10 @@ def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: 
 
 
 def _checkpoints(sheet: _Sheet, recipe: Recipe, parameters: int, hours: float, devices: int) -> None:
-    size = sheet.add("checkpoint", parameters * 12 / 1e9, "GB", f"{parameters:,} parameters * (weights 4 + moments 8)")
+    what, each = ("weights 4", 4) if isinstance(recipe, LinprobeConfig) else ("weights 4 + moments 8", 12)
+    if recipe.ema:
+        what, each = f"{what} + average 4", each + 4
+    size = sheet.add("checkpoint", parameters * each / 1e9, "GB", f"{parameters:,} parameters * ({what})")
     seconds = sheet.add("checkpoint time", size * 1e9 / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
     count = math.ceil(recipe.epochs / recipe.checkpoint_epochs)
     sheet.add("checkpoints", count, "", f"{recipe.epochs} epochs / every {recipe.checkpoint_epochs}")

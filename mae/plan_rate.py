@@ -46,30 +46,25 @@ def measure(config: Config, classes: int) -> Rate:
 
 
 def _run(folder: Path, classes: int) -> None:
+    import mindspore as ms
     import numpy as np
     from mindspore import Tensor
 
     from datasets.batches import Batch
 
     from .device import setup
-    from .job import Place, build_job, classifier_job
-    from .objective import Accumulate, Update
-    from .vit import VisionTransformer
+    from .engine import build_update
+    from .job import Place, build_job
+    from .objective import Accumulate
 
     config = load_config(folder / "config.yaml")
     rank = setup(config.device.target, ranks=config.device.ranks)
-    names = [str(number) for number in range(classes)]
-    if config.task == "finetune" and config.finetune is not None:  # of random weights: `init` may not exist yet
-        drop_path = config.finetune.drop_path
-        model = VisionTransformer(config.model, classes, drop_path=drop_path, compute=config.compute)
-        job = classifier_job(model, config.finetune, names)
-    else:
-        job = build_job(config, classes=names, rank=rank)
+    job = build_job(config, classes=[str(number) for number in range(classes)], rank=rank)
     recipe, rng = job.recipe, np.random.default_rng(rank)
     images = rng.integers(0, 256, (recipe.batch_size, *job.model.config.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, classes, recipe.batch_size, dtype=np.int32)
     batch = Batch(images, labels, labels)
-    update = Update(job.loss, job.optimizer, ranks=config.device.ranks, accum_iter=recipe.accum_iter)
+    update, lr = build_update(config, job), Tensor(1e-6, ms.float32)
     accumulate = Accumulate(update) if recipe.accum_iter > 1 else None
     times: list[float] = []
     while len(times) < WARM_UP + MINIMUM or sum(times[WARM_UP:]) < SECONDS:
@@ -77,7 +72,7 @@ def _run(folder: Path, classes: int) -> None:
         place = Place(0, len(times), 0)
         for _ in range(recipe.accum_iter - 1):
             accumulate(*map(Tensor, job.inputs(batch, place)))  # type: ignore[misc]
-        update(*job.optimizer.step_inputs(1e-6, len(times) + 1), *map(Tensor, job.inputs(batch, place))).asnumpy()
+        update(lr, *map(Tensor, job.inputs(batch, place))).asnumpy()
         times.append(time.perf_counter() - started)
         if len(times) >= 200 + WARM_UP:
             break

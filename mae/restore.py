@@ -86,7 +86,7 @@ def classifier_from_mae(
             expected = f"{name} {getattr(config, name)}, as the config's model has"
             todo = f"set model.{name} to the checkpoint's"
             raise InputError(path, expected=expected, found=str(getattr(found, name)), todo=todo)
-    found = found.model_copy(update={"pool": config.pool, "crop_pct": config.crop_pct})
+    found = found.model_copy(update={"pool": config.pool, "head": config.head, "crop_pct": config.crop_pct})
     model = VisionTransformer(found, num_classes, drop_path=drop_path, compute=compute)
     names = {p.name for p in model.get_parameters()}
     encoder = loaded.card.model_copy(update={"kind": "encoder"})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
 from datasets.records import load_index
 from datasets.stage import InputError, StageResult, atomic_write, value_digest, write_json
@@ -71,8 +72,7 @@ def train(
     config = _resolved(config)
     check_target(config.device)
     run_dir = run_directory(config, workspace=workspace)
-    recipe = config.pretrain if config.task == "pretrain" else config.finetune
-    assert recipe is not None
+    recipe = config.recipe
     if not resume:
         shutil.rmtree(run_dir, ignore_errors=True)
     done = _finished(run_dir, recipe.epochs)
@@ -130,9 +130,15 @@ def _records(config: Config) -> Path:
 
 
 def _resolved(config: Config) -> Config:
-    """The config with absolute paths and the number of classes that the records have."""
+    """The config with absolute paths, after what would fail in every rank has been checked."""
     records = _records(config).resolve()
-    classes = len(load_index(records).classes)
+    index, recipe = load_index(records), config.recipe
+    classes = len(index.classes)
+    images, accumulated = index.splits["train"].images, recipe.batch_size * recipe.accum_iter
+    steps_per_epoch(images, batch_size=accumulated, ranks=config.device.ranks)
+    if config.task != "pretrain" and config.init is None:
+        expected, todo = f"a checkpoint that task {config.task} starts from", "set it to one of pre-training"
+        raise InputError("init", expected=expected, found="none", todo=todo)
     if config.model.num_classes not in (None, classes):
         raise InputError(
             "model.num_classes",

@@ -48,9 +48,9 @@ def step_times(plain: bool, ranks: int) -> list[float]:
     images = np.random.default_rng(rank).integers(0, 256, (config.pretrain.batch_size, 28, 28, 3), dtype=np.uint8)
     arrays = job.inputs(Batch(images, np.zeros(0), np.zeros(0)), Place(0, 0, 0))
     times = []
-    for step in range(1, STEPS + 2):
+    for _ in range(STEPS + 1):
         started = time.perf_counter()
-        update(*job.optimizer.step_inputs(1e-3, step), *map(Tensor, arrays)).asnumpy()
+        update(Tensor(1e-3, ms.float32), *map(Tensor, arrays)).asnumpy()
         times.append(time.perf_counter() - started)
     return times[1:]  # the first one compiles
 

@@ -12,6 +12,7 @@ import pytest
 
 from datasets.stage import InputError, file_digest
 from mae import checkpoint
+from mae.evaluate import evaluate
 from mae.launch import RanksFailed
 from mae.train import run_directory, train
 
@@ -47,6 +48,16 @@ def test_a_finished_run_is_reused(trained, tiny):
     again = train(tiny, workspace=trained.run_dir.parents[1])
     assert again == trained.model_copy(update={"reused": True})
     assert metrics(trained.run_dir) == before
+
+
+def test_half_precision_trains_with_a_scaled_loss(tiny, trained, tmp_path):
+    half = train(with_(tiny, compute={"dtype": "float16"}), workspace=tmp_path)
+    lines = metrics(half.run_dir)
+    assert {line["loss_scale"] for line in lines} == {65536.0}
+    assert {line["overflows"] for line in lines} == {0}
+    np.testing.assert_allclose(half.loss, trained.loss, rtol=0.01)
+    norms = [[line["grad_norm"] for line in metrics(run.run_dir)] for run in (half, trained)]
+    np.testing.assert_allclose(*norms, rtol=0.05)
 
 
 def test_what_matters_names_another_run(tiny, tmp_path):
@@ -125,9 +136,33 @@ def test_two_ranks_train_as_one_on_the_same_global_batches(tiny, trained, tmp_pa
         ("no records", {"data": {"records": None}}, "run `mae data shard`"),
         ("no NPU", {"device": {"target": "Ascend"}}, "configs/demo.yaml"),
         ("diverging", {"pretrain": {"blr": 1e30}}, "expected a finite loss"),
+        ("no checkpoint to probe", {}, "init: expected a checkpoint that task linprobe starts from"),
     ],
 )
 def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
+    job = with_(tiny, **sections)
+    if "linprobe" in message:
+        job = job.model_copy(update={"task": "linprobe"})
     with pytest.raises(InputError) as error:
-        train(with_(tiny, **sections), workspace=tmp_path)
+        train(job, workspace=tmp_path)
     assert message in str(error.value), name
+    if name != "diverging":
+        assert not list(tmp_path.glob("runs/*/logs")), "refused before any rank started"
+
+
+def test_a_linear_probe_trains_the_head_only(tiny, trained, tmp_path):
+    probe = tiny.model_copy(update={"task": "linprobe", "init": str(trained.checkpoint)})
+    run = train(probe, workspace=tmp_path)
+    lines = metrics(run.run_dir)
+    assert lines[-1]["loss"] < min(np.log(10), lines[0]["loss"])  # chance
+    weights, encoder = (checkpoint.load_weights(path) for path in (run.checkpoint, trained.checkpoint))
+    for name in ("cls_token", "blocks.0.attn.qkv.weight", "norm.weight"):
+        np.testing.assert_array_equal(weights[name], encoder[name])
+    assert weights["head.0.num_batches_tracked"] == run.steps
+    assert np.abs(weights["head.0.running_mean"]).max() > 0
+    state = checkpoint.load_weights(run.checkpoint.with_name("optimizer.safetensors"))
+    assert sorted(state) == ["lars_v.head.1.bias", "lars_v.head.1.weight"]
+    score = evaluate(
+        run.checkpoint, tiny.data.records, protocol="classify", config=tiny, workspace=tmp_path, out=tmp_path / "e"
+    )
+    assert score.results[0].images == 40
