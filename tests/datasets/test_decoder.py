@@ -77,6 +77,7 @@ def test_a_jpeg_of_endless_scans_does_not_hold_up(image_bytes):
 
 def endless_scans(width, height, scans):
     """A grey progressive JPEG whose every scan says of all blocks that they end at once."""
+
     def segment(marker, body):
         return bytes([255, marker]) + (len(body) + 2).to_bytes(2, "big") + body
 

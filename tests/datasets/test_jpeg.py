@@ -101,7 +101,9 @@ def test_everything_that_pillow_finds_is_found(damage):
             Image.open(io.BytesIO(data)).load()
         except Exception:
             refused += 1
-            assert not {"truncated", "corrupt", "not_image", "empty", "too_large"}.isdisjoint(inspect(data).faults), seed
+            assert not {"truncated", "corrupt", "not_image", "empty", "too_large"}.isdisjoint(inspect(data).faults), (
+                seed
+            )
         else:
             more += "corrupt" in inspect(data).faults
     assert refused + more > 100
