@@ -7,7 +7,7 @@ PYTHON ?= python3.11
 bin := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-privileged parity up down
+.PHONY: demo test test-privileged test-pillow-images parity up down
 
 demo: .venv/.installed
 	$(bin)/python -m flows.pretrain configs/demo.yaml
@@ -24,6 +24,11 @@ test-privileged: .venv/.installed-test
 
 parity: .venv/.installed-parity
 	$(bin)/pytest $(shell grep -l importorskip -r tests --include='test_*.py')
+
+test-pillow-images: .venv/.installed-test
+	$(bin)/pip download --quiet --no-binary pillow --no-deps pillow -c constraints.txt -d .venv/pillow
+	tar -xzf .venv/pillow/pillow-*.tar.gz -C .venv/pillow --strip-components=1
+	PILLOW_IMAGES=.venv/pillow/Tests/images $(bin)/pytest tests/datasets/test_pillow_images.py
 
 up: .venv/.installed
 	$(bin)/python -m flows.server up

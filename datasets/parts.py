@@ -194,7 +194,8 @@ def write_part(path: Path, rows: Iterable[PartRow], *, looks: bool) -> None:
 
 def read_part(path: Path, columns: Optional[list[str]] = None) -> pa.Table:
     """The rows of a part, or some of its columns."""
-    return pq.read_table(path, columns=columns, page_checksum_verification=True, partitioning=None)
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns, use_threads=False)
 
 
 class _Earlier:
@@ -236,12 +237,13 @@ class _Earlier:
 
     def _read(self, path: Path, columns: Optional[list[str]]) -> Optional[pa.Table]:
         try:
-            metadata = pq.read_schema(path).metadata or {}
-            if metadata.get(b"version") != str(VERSION).encode():
-                return None
-            if self.looks and metadata.get(b"looks") != b"True":
-                return None
-            return read_part(path, columns)
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                metadata = file.schema_arrow.metadata or {}
+                if metadata.get(b"version") != str(VERSION).encode():
+                    return None
+                if self.looks and metadata.get(b"looks") != b"True":
+                    return None
+                return file.read(columns, use_threads=False)
         except (OSError, pa.ArrowException):
             return None
 

@@ -51,12 +51,15 @@ def check(directory: PathLike, *, root: PathLike | None = None, workers: int | N
 def _check_shards(directory: Path, index: Index) -> None:
     """The shards must be those of the manifest, and their tables must name those images."""
     for split, part in index.splits.items():
-        expected = {planned.file: planned.key for planned, _ in planned_shards(directory, split, index.options)}
-        found = {
-            shard.file: content_key(read_sources(directory / shard.file), shard.file, index.options)
-            for shard in part.shards
-        }
-        wrong = sorted(file for file in expected.keys() | found.keys() if expected.get(file) != found.get(file))
+        expected = {planned.file: planned for planned, _ in planned_shards(directory, split, index.options)}
+        files = {shard.file for shard in part.shards}
+        wrong = sorted(
+            file
+            for file in expected.keys() | files
+            if file not in expected
+            or file not in files
+            or expected[file].key != content_key(read_sources(directory / file), expected[file], index.options)
+        )
         if wrong:
             images = "the images that the manifest gives it" if wrong[0] in expected else "no such shard"
             raise InputError(directory / wrong[0], expected=images, found="others", todo=REDO)

@@ -35,6 +35,8 @@ class PlannedShard(NamedTuple):
     file: str  # relative to the records directory
     images: int
     key: str
+    page: int  # bytes, as the header's: of the MindRecord file, and the same for all shards of a split
+    header: int
     row_group: int = -1  # of the file with the rows to write; -1 where there is nothing to write
 
 
@@ -49,16 +51,19 @@ def planned_shards(directory: Path, split: str, options: Options) -> Iterator[tu
     count = min(len(keys), -(-int(rows.column("bytes").to_numpy().sum()) // (options.shard_mb * 1_000_000)))
     shards = (keys[order] >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)
     bounds = np.searchsorted(shards, np.arange(count + 1, dtype=np.uint64))
+    page, header = page_and_header(_limits(rows, options.short_side)[order], bounds)
     for number, (start, end) in enumerate(zip(bounds, bounds[1:])):
         if start < end:
             file = f"{split}/{split}-{number:05d}-of-{count:05d}.mindrecord"
             part = rows.take(order[start:end])
-            yield PlannedShard(file, len(part), content_key(part, file, options)), part
+            planned = PlannedShard(file, len(part), "", page, header)
+            yield planned._replace(key=content_key(part, planned, options)), part
 
 
-def content_key(rows: pa.Table, file: str, options: Options) -> str:
-    """Digest of all that a shard's records depend on; its name is in it, since MindRecord files cannot be renamed."""
-    digest = hashlib.sha256(json.dumps([VERSION, file, options.short_side]).encode())
+def content_key(rows: pa.Table, planned: PlannedShard, options: Options) -> str:
+    """Digest of all that a shard depends on; its name is in it, since MindRecord files cannot be renamed."""
+    beside = [VERSION, planned.file, options.short_side, planned.page, planned.header]
+    digest = hashlib.sha256(json.dumps(beside).encode())
     for start in range(0, len(rows), _SLICE):
         for column in _IN_KEY:
             digest.update("\0".join(map(str, rows.column(column).slice(start, _SLICE).to_pylist())).encode())
@@ -71,22 +76,27 @@ def stored_as_is(rows: pa.Table, short_side: int | None) -> np.ndarray:
     return plain if short_side is None else plain & (_sides(rows).min(axis=1) <= short_side)
 
 
-def page_and_header(rows: pa.Table, short_side: int | None) -> tuple[int, int]:
-    """Page and header size in bytes of a MindRecord file that holds these images.
+def page_and_header(limits: np.ndarray, bounds: np.ndarray) -> tuple[int, int]:
+    """Page and header size in bytes of the MindRecord files of a split, which MindDataset wants to be the same in all.
 
     An image lies within one page, so a page ends with half an image's room to spare and the file with up to a page:
     waste = page + total / page * mean / 2, smallest at page = sqrt(total * mean / 2). For ImageNet in shards of 1 GB
     that is 8 MB and 1.5 %. The header is written in full and describes each page in about 300 bytes and each batch in
-    about 30. MindRecord's defaults, pages of 32 MB and a header of 16 MB, cost 50 MB a file.
+    about 30. MindRecord's defaults, pages of 32 MB and a header of 16 MB, cost 50 MB a file. Both are powers of two, so
+    that images that come or go seldom change them, and with them every shard.
+
+    Args:
+        limits: (N,) bytes that each image will not exceed, in the order of the records.
+        bounds: (shards + 1,) where each shard begins in them.
     """
-    limits = _limits(rows, short_side)
-    total, count = int(limits.sum()), len(limits)
-    best = math.isqrt(total * total // (2 * count))
+    sums = np.concatenate([[0], np.cumsum(limits)])
+    totals, counts = np.diff(sums[bounds]), np.diff(bounds)
+    best = math.isqrt(int(sums[-1]) ** 2 // (2 * len(limits) * len(totals)))  # of the mean shard
     page = _power_of_two(max(1 << 15, int(limits.max()) + 1024, min(best, 1 << 28)))  # 32 KiB to 256 MiB
-    fields = 64 * count  # what a record needs besides its image, in pages of their own
-    pages = 2 * total // page + fields // page + 4  # images just above half a page fill every page by half
-    batches = count // BATCH + 2 * total // BATCH_BYTES + 1
-    return page, _power_of_two(max(1 << 16, 512 * pages + 48 * batches))
+    fields = 64 * counts  # what a record needs besides its image, in pages of their own
+    pages = 2 * totals // page + fields // page + 4  # images just above half a page fill every page by half
+    batches = counts // BATCH + 2 * totals // BATCH_BYTES + 1
+    return page, _power_of_two(max(1 << 16, int((512 * pages + 48 * batches).max())))
 
 
 def _keys(paths: pa.ChunkedArray, seed: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from datasets.image import stored_bytes
 from datasets.records import DATABASE, SCHEMA, SOURCES, SOURCES_SCHEMA, Shard, Stamp, stamp
-from datasets.shard_plan import BATCH, BATCH_BYTES, PlannedShard, page_and_header, stored_as_is
+from datasets.shard_plan import BATCH, BATCH_BYTES, PlannedShard, stored_as_is
 from datasets.stage import InputError, file_digest, write_json
 
 ATTEMPTS, ENTRIES = "attempts", "entries"  # folders of a working directory
@@ -151,7 +151,7 @@ def _write_shard(group: Group, planned: PlannedShard) -> None:
             attempt.mkdir()
             rows = pq.ParquetFile(group.rows).read_row_group(planned.row_group)
             target = attempt / Path(planned.file).name
-            converted = _write_records(target, rows, group.root, group.short_side)
+            converted = _write_records(target, rows, group, planned)
             table = rows.append_column("converted", pa.array(converted, pa.bool_())).select(SOURCES_SCHEMA.names)
             pq.write_table(table.cast(SOURCES_SCHEMA), f"{target}{SOURCES}", compression="zstd")
             digests = {suffix: _settle(Path(f"{target}{suffix}")) for suffix in ("", DATABASE, SOURCES)}
@@ -185,21 +185,20 @@ def _settle(path: Path) -> str:
         os.close(descriptor)
 
 
-def _write_records(target: Path, rows: pa.Table, root: Path, short_side: int | None) -> list[bool]:
+def _write_records(target: Path, rows: pa.Table, group: Group, planned: PlannedShard) -> list[bool]:
     """Write one MindRecord file with a record for each row, in their order; which of them were converted."""
     # slow to import, and not needed where records are reused
     from mindspore.mindrecord import FileWriter, MindRecordException
 
-    page, header = page_and_header(rows, short_side)
     converted: list[bool] = []
     try:
         writer = FileWriter(str(target), shard_num=1)
-        writer.set_page_size(page)
-        writer.set_header_size(header)
+        writer.set_page_size(planned.page)
+        writer.set_header_size(planned.header)
         writer.add_schema(SCHEMA, "images")
         writer.add_index(["label"])
         with _early_writeback(target) as write_back:
-            for batch in _batches(rows, root, short_side, converted):
+            for batch in _batches(rows, group.root, group.short_side, converted):
                 count = len(batch)
                 writer.write_raw_data(batch)
                 if len(batch) != count:  # the writer removes what does not fit its schema, with a log line only
@@ -207,7 +206,7 @@ def _write_records(target: Path, rows: pa.Table, root: Path, short_side: int | N
                 write_back(sum(len(record["image"]) for record in batch))
             writer.commit()
     except (RuntimeError, MindRecordException) as error:
-        _blame_the_disk(target, page, str(error))
+        _blame_the_disk(target, planned.page, str(error))
         raise
     return converted
 

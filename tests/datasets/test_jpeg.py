@@ -58,6 +58,7 @@ def test_orientation(orientation, order):
     assert inspect(data).faults == (() if orientation == 1 else ("orientation",))
 
 
+REFUSED = {"truncated", "corrupt", "not_image", "empty", "too_large"}
 DAMAGE = {  # name: change of (data, random numbers)
     "cut": lambda data, chance: data[: chance.randrange(3, len(data))],
     "cut_and_ended": lambda data, chance: data[: chance.randrange(3, len(data))] + b"\xff\xd9",
