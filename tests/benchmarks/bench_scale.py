@@ -1,6 +1,6 @@
 """Small files by the million: seconds, files a second and resident memory of the data commands.
 
-python -m tests.benchmarks.bench_scale [--files 10000 100000 1281167] [--scratch DIR]
+    python -m tests.benchmarks.bench_scale [--files 10000 100000 1281167] [--scratch DIR]
 
 Each count is a data set of its own: that many different JPEGs of 32 x 32 pixels in 1,000 folders of train/, and 5 files
 for each folder of val/. A file is one of 64 encoded pictures with its own number in a JPEG comment, so that all differ

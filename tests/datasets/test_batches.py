@@ -23,7 +23,7 @@ VAL = {"image_shape": (16, 16), "crop_pct": 0.875}
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """47 training and 13 validation images in several shards: colour and grey, JPEG and PNG, wide and tall."""
+    """47 training and 13 validation images in several shards: colour and grey, JPEG and PNG, wide and tall, small and large."""
     folder = tmp_path_factory.mktemp("batches")
     rng = np.random.default_rng(0)
     for split, count in (("train", 47), ("val", 13)):
@@ -31,6 +31,7 @@ def records(tmp_path_factory):
             path = folder / "images" / split / f"class{n % 2}" / f"{n}.{'png' if n % 3 == 0 else 'jpg'}"
             path.parent.mkdir(parents=True, exist_ok=True)
             size = (130, 110) if n % 5 else (110, 130)
+            size = size if n % 9 else (350, 310)  # its shard would have another page size than the others
             noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
             image = noise.convert("L").resize((240, 160)) if n % 4 == 0 else noise
             image.save(path, quality=100)
