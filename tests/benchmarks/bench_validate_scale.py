@@ -9,6 +9,7 @@ and all its children together, the largest of samples taken every 0.2 s.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import threading
@@ -51,10 +52,8 @@ def run(name: str, root: Path, out: Path, workers: int) -> None:
             me = psutil.Process()
             total = 0
             for process in [me, *me.children(recursive=True)]:
-                try:
+                with contextlib.suppress(psutil.Error):
                     total += process.memory_full_info().pss
-                except psutil.Error:
-                    pass
             peak[0] = max(peak[0], total)
 
     sampler = threading.Thread(target=sample)

@@ -12,7 +12,7 @@ PICTURES = 300
 
 
 def small_files(root: Path, count: int, *, classes: int = 1000, val_share: float = 0.04) -> None:
-    """Write `count` JPEG files of about 1 KB below <root>/train and <root>/val; the same arguments give the same files."""
+    """Write `count` JPEG files of about 1 KB in <root>/train and <root>/val; the same arguments give the same files."""
     noise = np.random.default_rng(0)
     pictures = []
     for _ in range(PICTURES):
