@@ -94,6 +94,7 @@ def inspect_with_pillow(data: bytes, *, looks: bool = False) -> Inspection:
         raise ValueError("no image by its first bytes")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # that is the fault "too_large"
         found = _decode(data, name, looks)
     said = {f"{warning.category.__name__}: {_gist(str(warning.message))}" for warning in caught}
     return found._replace(warnings=tuple(sorted(said)))

@@ -27,7 +27,7 @@ def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Op
     """Call `function` on every input in worker processes and yield the results in the order of the inputs.
 
     The processes are kept for the next call, so that what they imported is imported once. At most twice as many inputs
-    as there are workers are under way, so neither inputs nor results pile up. No `if __name__ == "__main__"` is needed
+    as there are workers are under way, so inputs do not pile up. No `if __name__ == "__main__"` is needed
     in the caller's script. Inside a process that may have no children, such as a Dask worker, the calls are made in
     that process, one after the other.
 

@@ -40,5 +40,5 @@ def mae_prepare_data(
         root = Path(data.root)
     else:
         root = finished(run.sample_data, tasks.sample_data.intact, workspace).root
-    validation = finished(run.validate, tasks.validate.intact, root, workspace, data)
+    validation = finished(spread(run.validate, data), tasks.validate.intact, root, workspace, data)
     return finished(spread(run.shard, data), tasks.shard.intact, validation, workspace, data)

@@ -91,7 +91,7 @@ def mae_pretrain(
         sample = finished(run.sample_data, tasks.sample_data.intact, workspace)
     if "validate" in wanted:
         root = Path(job.data.root) if job.data.root is not None else sample.root
-        validation = finished(run.validate, tasks.validate.intact, root, workspace, job.data)
+        validation = finished(spread(run.validate, job.data), tasks.validate.intact, root, workspace, job.data)
     if "shard" in wanted:
         records = finished(spread(run.shard, job.data), tasks.shard.intact, validation, workspace, job.data)
         job = job.model_copy(update={"data": job.data.model_copy(update={"records": str(records.directory)})})

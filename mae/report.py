@@ -28,8 +28,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from datasets.manifest import MANIFEST
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, value_digest
 from mae.config import load_config
+from mae.faulty_files import FaultExamples, fault_examples
 
 MOST_PICTURES = 24  # a ViT-B/16 picture is about 0.2 MB: the page stays below 10 MB
 MOST_POINTS = 500  # of the loss curve: about one for two pixels of the page's width
@@ -161,6 +163,7 @@ def report(run_dir: PathLike) -> Report:
     config_text = sources.read("config.yaml", todo="name a directory below <workspace>/runs").decode(errors="replace")
     config = load_config(run_dir / "config.yaml")
     training = _read_metrics(sources)
+    data = _parse(sources, "data.json", Data) if sources.has("data.json") else None
     files = sorted((run_dir / "evaluations").glob("*.json"))
     evaluations = {file.stem: _parse(sources, f"evaluations/{file.name}", Evaluation) for file in files}
     pictures, predicted = _read_pictures(sources)
@@ -169,7 +172,8 @@ def report(run_dir: PathLike) -> Report:
         config=config,
         config_text=config_text,
         training=training,
-        data=_parse(sources, "data.json", Data) if sources.has("data.json") else None,
+        data=data,
+        faulty=_faulty(data),
         evaluations=evaluations,
         pictures=pictures,
         predicted=predicted,
@@ -215,6 +219,14 @@ def _read_metrics(sources: _Sources) -> Training:
         clock = step.seconds
         training.steps.append(step)
     return training
+
+
+def _faulty(data: Data | None) -> list[FaultExamples]:
+    """Files that validation found fault with, where the records' manifest is still there."""
+    manifest = Path(data.records, MANIFEST) if data is not None else None
+    if data is None or manifest is None or not manifest.is_file():
+        return []
+    return fault_examples(manifest, Path(data.root))
 
 
 def _read_pictures(sources: _Sources) -> tuple[list[Picture], int | None]:

@@ -23,7 +23,7 @@ VAL = {"image_shape": (16, 16), "crop_pct": 0.875}
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """47 training and 13 validation images in several shards: colour and grey, JPEG and PNG, wide and tall, small and large."""
+    """47 training and 13 validation images in several shards: of two colours, two formats, three sizes."""
     folder = tmp_path_factory.mktemp("batches")
     rng = np.random.default_rng(0)
     for split, count in (("train", 47), ("val", 13)):

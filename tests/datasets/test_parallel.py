@@ -60,9 +60,9 @@ def test_a_killed_worker_is_an_error_and_the_next_call_works():
 @pytest.mark.filterwarnings("ignore:.*tasks have been successfully executed")
 def test_inputs_are_taken_as_they_are_needed():
     taken = []
-    results = in_processes(square, (taken.append(n) or n for n in range(1000)), workers=2)
-    assert next(results) == 0
-    assert len(taken) < 50
+    results = in_processes(process, (taken.append(n) or n for n in range(1000)), workers=2)
+    next(results)
+    assert len(taken) < 50  # a call takes 0.2 s
     results.close()
 
 

@@ -44,7 +44,7 @@ class TestOnAServer:
         victim = next((root / "train" / "bag").glob("*.JPEG"))
         victim.write_bytes(victim.read_bytes()[:100])
         mae_pretrain(str(tiny_job), [], str(root), None, ["validate"])
-        assert '"corrupt": 1' in next((workspace / "datasets").glob("images-*/validation.json")).read_text()
+        assert '"truncated": 1' in next((workspace / "datasets").glob("images-*/validation.json")).read_text()
 
     @pytest.mark.parametrize("fault", ["missing", "empty-class"])
     def test_images_at_fault_fail_once(
