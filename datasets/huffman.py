@@ -38,9 +38,9 @@ class Component(NamedTuple):
 class Tables(NamedTuple):
     """What the next bits mean, as (length | coefficients << 5 | end of block << 12); 0: no code.
 
-    Table 2 c is for the DC codes of component c of a scan, 2 c + 1 for its AC codes. `single` (2 C, 65536) uint16 has
-    the code with its value bits for every 16 bits; `runs` (2 C, 4096) uint16 all AC codes, or the one DC code, that
-    begin and end in RUN_BITS, with their value bits. `of` (B,) uint64 is the DC table of each block of an MCU.
+    Table 2 c is for the DC codes of component c, 2 c + 1 for its AC codes. `single` (2 C, 65536) uint16 has the one
+    code with its value bits for every 16 bits; `runs` (2 C, 4096) uint16 all AC codes, or the one DC code, that begin
+    and end in RUN_BITS, with their value bits. `of` (B,) uint64 is the DC table of each block of an MCU.
     """
 
     of: npt.NDArray[np.uint64]

@@ -69,7 +69,7 @@ def test_the_report_shows_them(root: Path) -> None:
     page = report(run).path.read_text()
     assert "What validation found" in page
     assert "train/cat/cut.jpg" in page
-    assert len(re.findall("data:image/jpeg;base64,", page)) == EXAMPLES + 2
+    assert len(re.findall("data:image/jpeg;base64,", page)) == 2 * EXAMPLES + 2  # greys, few_images, truncated, cmyk
     assert "<script>" not in page
     (run / "data.json").write_text(json.dumps({**facts, "records": str(root.parent / "gone")}))
     assert "What validation found" not in report(run).path.read_text()
