@@ -104,6 +104,11 @@ def outcome(faults: Iterable[str], policy: Policy = DEFAULTS) -> Outcome:
     return Outcome("converted" if conversions(found, policy) else "ok", kept=True)
 
 
+def fault_names(text: str) -> frozenset[str]:
+    """The faults in a manifest's column `faults`."""
+    return frozenset(filter(None, text.split(",")))
+
+
 def conversions(faults: Iterable[str], policy: Policy = DEFAULTS) -> frozenset[str]:
     """Those faults for which the file is stored as RGB JPEG; none: it is stored as it is."""
     return frozenset(fault for fault in faults if policy[fault] == "convert")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Optional
 
 from datasets.image import stored_bytes
 from datasets.parallel import in_processes
+from datasets.policy import fault_names
 from datasets.records import REDO, Index, Records, SourceRow, damaged_files, load_index, read_sources, source_rows
 from datasets.shard_plan import content_key, planned_shards
 from datasets.shard_writer import read_source
@@ -88,7 +89,7 @@ def _compare_record(shard: _Comparison, record: dict[str, Any], row: SourceRow) 
         raise InputError(where, expected=f"label {row.label}", found=str(record["label"]), todo=REDO)
     image = read_source(shard.root / row.path, row.bytes, row.digest)
     if row.converted:
-        image = stored_bytes(image, short_side=shard.short_side)
+        image = stored_bytes(image, short_side=shard.short_side, convert=fault_names(row.convert))
     if record["image"] != image:
         found = f"{len(record['image'])} other bytes"
         raise InputError(where, expected=f"{len(image)} bytes of its source", found=found, todo=REDO)

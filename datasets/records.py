@@ -28,6 +28,7 @@ SOURCES_SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("bytes", pa.int64()),
         ("digest", pa.string()),
+        ("convert", pa.string()),
         ("converted", pa.bool_()),
     ]
 )
@@ -86,6 +87,7 @@ class Options(_Part):
     shard_mb: int = Field(gt=0)
     short_side: Optional[int] = Field(gt=0)
     seed: int
+    convert: list[str]  # the faults for which the validation's policy is to store an image as RGB JPEG
 
 
 class Index(_Part):
@@ -132,6 +134,7 @@ class SourceRow(NamedTuple):
     label: int
     bytes: int  # of the source file
     digest: str  # SHA-256 of the source file
+    convert: str  # the faults for which it was converted, with commas
     converted: bool  # stored as other bytes than those of its source
 
 

@@ -55,7 +55,7 @@ def records_directory(
 ) -> Path:
     """Where the pipeline shards a validated data set: named by its manifest and by the options."""
     source = load_validation(validation_directory)
-    options = _options(shard_mb, short_side, seed)
+    options = _options(shard_mb, short_side, seed, source.policy)
     return Path(workspace) / "records" / f"{source.name}-{_request(source, options)}"
 
 
@@ -118,7 +118,7 @@ def plan(
     """
     out = Path(os.path.abspath(out))
     source = load_validation(validation_directory)
-    options = _options(shard_mb, short_side, seed)
+    options = _options(shard_mb, short_side, seed, source.policy)
     refuse_foreign(out, INDEX)
     work = out.with_name(f"{out.name}.partial-{_request(source, options)}")
     faults = damage(out, full=full)
@@ -170,11 +170,12 @@ def conclude(found: Plan) -> Records:
     return result
 
 
-def _options(shard_mb: int, short_side: int | None, seed: int) -> Options:
+def _options(shard_mb: int, short_side: int | None, seed: int, policy: dict[str, str]) -> Options:
     for name, value in (("shard_mb", shard_mb), ("short_side", short_side)):
         if value is not None and value < 1:
             raise InputError(name, expected="at least 1", found=str(value), todo="correct the option")
-    return Options(shard_mb=shard_mb, short_side=short_side, seed=seed)
+    convert = sorted(fault for fault, action in policy.items() if action == "convert")
+    return Options(shard_mb=shard_mb, short_side=short_side, seed=seed, convert=convert)
 
 
 def _request(source: Validation, options: Options) -> str:

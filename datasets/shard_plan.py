@@ -16,16 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.manifest import MANIFEST
+from datasets.policy import fault_names
 from datasets.records import Options
 
-VERSION = 2  # raise it when the same validation may give other records: finished outputs are then rewritten
+VERSION = 3  # raise it when the same validation may give other records: finished outputs are then rewritten
 BATCH = 64  # records handed to MindRecord at a time, at most
 BATCH_BYTES = 4_000_000
-_COLUMNS = ["path", "class_name", "label", "bytes", "width", "height", "digest", "status"]
-_IN_KEY = ["path", "class_name", "label", "digest"]  # what a record and its row of sources.parquet depend on
+_COLUMNS = ["path", "class_name", "label", "bytes", "width", "height", "digest", "faults"]
+_IN_KEY = ["path", "class_name", "label", "digest", "convert"]  # what a record and its row of sources.parquet depend on
 _SLICE = 1 << 15  # rows that are Python objects at a time
 
 
@@ -46,6 +48,7 @@ def planned_shards(directory: Path, split: str, options: Options) -> Iterator[tu
     A data set of few images may leave some shards without any; those are left out, and the others keep their names.
     """
     rows = pq.read_table(directory / MANIFEST, columns=_COLUMNS, filters=[("split", "=", split), ("kept", "=", True)])
+    rows = rows.append_column("convert", _conversions(rows.column("faults"), frozenset(options.convert)))
     keys = _keys(rows.column("path"), options.seed)
     order = np.argsort(keys, kind="stable")
     count = min(len(keys), -(-int(rows.column("bytes").to_numpy().sum()) // (options.shard_mb * 1_000_000)))
@@ -71,8 +74,8 @@ def content_key(rows: pa.Table, planned: PlannedShard, options: Options) -> str:
 
 
 def stored_as_is(rows: pa.Table, short_side: int | None) -> np.ndarray:
-    """Which files (N,) bool are known, without a look at them, to be stored as they are."""
-    plain = np.asarray(rows.column("status").to_pylist()) == "ok"
+    """Which files (N,) bool are stored as they are."""
+    plain = pc.equal(rows.column("convert"), "").to_numpy()
     return plain if short_side is None else plain & (_sides(rows).min(axis=1) <= short_side)
 
 
@@ -97,6 +100,13 @@ def page_and_header(limits: np.ndarray, bounds: np.ndarray) -> tuple[int, int]:
     pages = 2 * totals // page + fields // page + 4  # images just above half a page fill every page by half
     batches = counts // BATCH + 2 * totals // BATCH_BYTES + 1
     return page, _power_of_two(max(1 << 16, int((512 * pages + 48 * batches).max())))
+
+
+def _conversions(faults: pa.ChunkedArray, convert: frozenset[str]) -> pa.Array:
+    """Of each file's faults (N,), names with commas, those that are converted."""
+    coded = pc.dictionary_encode(faults).combine_chunks()
+    kept = [",".join(sorted(fault_names(names) & convert)) for names in coded.dictionary.to_pylist()]
+    return pa.DictionaryArray.from_arrays(coded.indices, pa.array(kept, pa.string())).dictionary_decode()
 
 
 def _keys(paths: pa.ChunkedArray, seed: int) -> np.ndarray:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.image import stored_bytes
+from datasets.policy import fault_names
 from datasets.records import DATABASE, SCHEMA, SOURCES, SOURCES_SCHEMA, Shard, Stamp, stamp
 from datasets.shard_plan import BATCH, BATCH_BYTES, PlannedShard, stored_as_is
 from datasets.stage import InputError, file_digest, write_json
@@ -250,10 +251,10 @@ def _batches(
     size, base = 0, str(root)
     for start in range(0, len(rows), 1 << 14):
         part = rows.slice(start, 1 << 14)
-        columns = [part.column(name).to_pylist() for name in ("path", "label", "bytes", "digest")]
-        for as_is, path, label, length, digest in zip(kept[start:].tolist(), *columns):
+        columns = [part.column(name).to_pylist() for name in ("path", "label", "bytes", "digest", "convert")]
+        for as_is, path, label, length, digest, convert in zip(kept[start:].tolist(), *columns):
             data = read_source(Path(base, path), length, digest)
-            image = data if as_is else stored_bytes(data, short_side=short_side)
+            image = data if as_is else stored_bytes(data, short_side=short_side, convert=fault_names(convert))
             converted.append(image is not data)
             batch.append({"image": image, "label": label})
             size += len(image)

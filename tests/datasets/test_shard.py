@@ -6,12 +6,15 @@ import io
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datasets.manifest import read_manifest
+from datasets.plan import Options
+from datasets.policy import DEFAULTS, parse_policy
 from datasets.record_check import check
 from datasets.records import load_index, source
 from datasets.shard import records_directory, shard
@@ -88,7 +91,8 @@ def test_index(validated, tmp_path):
     assert index["schema"] == {"image": {"type": "bytes"}, "label": {"type": "int32"}}
     assert index["classes"] == ["cat", "dog"]
     assert index["manifest_digest"] == validated.manifest_digest
-    assert index["options"] == {"shard_mb": 1024, "short_side": None, "seed": 3}
+    convert = sorted(fault for fault, action in DEFAULTS.items() if action == "convert")
+    assert index["options"] == {"shard_mb": 1024, "short_side": None, "seed": 3, "convert": convert}
     assert index["splits"]["train"]["images"] == 7
     assert set(index["splits"]["train"]["shards"][0]) == {
         *("file", "images", "bytes", "key", "digest", "database_digest", "sources_digest")
@@ -248,3 +252,19 @@ def test_foreign_output_is_kept(validated, tmp_path):
     with pytest.raises(InputError, match="which would be lost"):
         shard(validated.directory, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_is_converted_is_as_the_policy_says(tmp_path, write_tree):
+    files = {"a/grey.jpg": "grey.jpg", "a/cmyk.jpg": "cmyk.jpg", "a/rgb.jpg": "rgb.jpg"}
+    root = write_tree(
+        tmp_path / "images", {f"{split}/{path}": kind for split in ("train", "val") for path, kind in files.items()}
+    )
+    stored = {}
+    for name, settings in (("default", []), ("other", ["grey=convert", "cmyk=exclude"])):
+        found = validate(root, tmp_path / name, options=Options(policy=parse_policy(settings)))
+        records = shard(found.directory, tmp_path / f"{name} records").directory
+        check(records, root=root)
+        rows = [source(records, "val", sample) for sample in range(load_index(records).splits["val"].images)]
+        stored[name] = {Path(row.path).stem: row.converted for row in rows}
+    assert stored["default"] == {"grey": False, "cmyk": True, "rgb": False}
+    assert stored["other"] == {"grey": True, "rgb": False}

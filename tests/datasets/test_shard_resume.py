@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def finished(out: Path) -> dict[str, int]:
     found = {}
     for entry in out.parent.glob(f"{out.name}.partial-*/entries/*.json"):
         file = entry.parents[1] / entry.name.split("-")[0] / entry.name.removesuffix(".json")
-        if entry.exists() and file.exists():
+        with suppress(FileNotFoundError):  # the whole has just got its final name
             found[file.name] = file.stat().st_ino
     return found
 
