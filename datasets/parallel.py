@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Callable, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar
 
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
@@ -18,7 +18,6 @@ R = TypeVar("R")
 
 _PARENT_SECONDS = 0.5  # how long a worker may outlive the process that gave it work
 _IDLE_SECONDS = 300  # joblib's own choice for the processes of `in_processes`
-_watched = False
 _pool: Optional[ProcessPoolExecutor] = None  # of `apart`; joblib's reusable one serves one caller at a time
 _pool_lock = threading.Lock()
 
@@ -39,8 +38,8 @@ def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Op
         Whatever a call raises; joblib's TerminatedWorkerError where a worker process was killed.
     """
     count = workers or len(os.sched_getaffinity(0))
-    pool = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs")
-    yield from pool(joblib.delayed(_watching)(function, value, os.getpid()) for value in inputs)
+    pool = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs", **_initializer())
+    yield from pool(joblib.delayed(function)(value) for value in inputs)
 
 
 def apart(function: Callable[[T], R], value: T) -> R:
@@ -54,23 +53,23 @@ def apart(function: Callable[[T], R], value: T) -> R:
         return function(value)
     with _pool_lock:
         if _pool is None:
-            _pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)), timeout=_IDLE_SECONDS)
+            _pool = ProcessPoolExecutor(len(os.sched_getaffinity(0)), timeout=_IDLE_SECONDS, **_initializer())
         pool = _pool
     try:
-        return pool.submit(_watching, function, value, os.getpid()).result()
+        return pool.submit(function, value).result()
     except BrokenProcessPool:
         with _pool_lock:
             _pool = None if _pool is pool else _pool
         raise
 
 
-def _watching(function: Callable[[T], R], value: T, parent: int) -> R:
-    """Call the function in a process that ends soon after `parent` was killed: nobody waits for the result."""
-    global _watched
-    if not _watched and os.getpid() != parent:
-        _watched = True
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    return function(value)
+def _initializer() -> dict[str, Any]:
+    return {"initializer": _watch, "initargs": (os.getpid(),)}
+
+
+def _watch(parent: int) -> None:
+    """Make this worker end soon after `parent` was killed, also while it has no work: nobody waits for a result."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
