@@ -1,13 +1,14 @@
 # make demo   the whole chain on the shipped images, on this CPU      make up     Prefect server, worker, deployments
 # make test   every check that needs neither torch nor ONNX           make down   stop what `make up` started
-# make test-privileged   as root: disks that are really full
-# make parity the model beside torch, transformers and onnxruntime
+# make parity the model beside torch, transformers and onnxruntime    make peers  install what benchmarks compare with
+# make test-privileged    as root: disks that are really full, other users' files
+# make test-pillow-images validation of every file of Pillow's own tests, from its source package
 
 PYTHON ?= python3.11
 bin := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-privileged test-pillow-images parity up down
+.PHONY: demo test test-privileged test-pillow-images parity peers up down
 
 demo: .venv/.installed
 	$(bin)/python -m flows.pretrain configs/demo.yaml
@@ -29,6 +30,10 @@ test-pillow-images: .venv/.installed-test
 	$(bin)/pip download --quiet --no-binary pillow --no-deps pillow -c constraints.txt -d .venv/pillow
 	tar -xzf .venv/pillow/pillow-*.tar.gz -C .venv/pillow --strip-components=1
 	PILLOW_IMAGES=.venv/pillow/Tests/images $(bin)/pytest tests/datasets/test_pillow_images.py
+
+peers: .venv/.installed-parity
+	$(bin)/pip install --quiet --only-binary :all: -e '.[bench]' -c constraints.txt
+	$(bin)/pip install --quiet --no-deps mosaicml-streaming -c constraints.txt
 
 up: .venv/.installed
 	$(bin)/python -m flows.server up
