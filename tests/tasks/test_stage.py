@@ -55,12 +55,13 @@ def test_page_and_library_logs_reach_the_run() -> None:
         speak()
 
     stage.show_library_logs()
-    trial()
+    run_id = str(trial(return_state=True).state_details.flow_run_id)
     with get_client(sync_client=True) as client:
         pages = client.request("POST", "/artifacts/filter", json={}).json()
         assert ("page-of-a-test", "text") in [(page["key"], page["data"]) for page in pages]
+        question = {"logs": {"flow_run_id": {"any_": [run_id]}}}  # of all logs, the first 200 would be the answer
         deadline = time.monotonic() + 20  # log lines are sent in batches
-        while "a library line" not in client.request("POST", "/logs/filter", json={}).text:
+        while "a library line" not in client.request("POST", "/logs/filter", json=question).text:
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
