@@ -69,7 +69,7 @@ def _epochs(
     accumulate = Accumulate(update) if accum_iter > 1 else None
     job.model.set_train(True)
     for epoch in range(finished, recipe.epochs):
-        batches = _batches(job, config, epoch, rank)
+        batches = epoch_batches(job, config, epoch, rank)
         for number in range(updates):
             rate = lr_at(
                 epoch + number / updates,
@@ -92,7 +92,8 @@ def _epochs(
         yield step, epoch + 1, report.loss
 
 
-def _batches(job: Job, config: Config, epoch: int, rank: int) -> Iterator[Batch]:
+def epoch_batches(job: Job, config: Config, epoch: int, rank: int) -> Iterator[Batch]:
+    """A rank's batches of one epoch, augmented as the recipe says."""
     return train_batches(
         str(config.data.records),
         image_shape=job.model.config.image_shape,

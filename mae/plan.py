@@ -192,7 +192,7 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
         )
         return sheet.add("rate", share * PEAK / flops, "images/s and device", how)
     found = measure(config.model_copy(update={"task": task}), classes)
-    how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (median of {found.steps} steps)"
+    how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (mean of {found.steps} steps)"
     sheet.add("measured memory", found.peak_bytes / 1e9, "GB per device", "largest resident size of the rank")
     return sheet.add("rate", found.images / found.seconds, "images/s and device", how)
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from datasets.stage import write_json
 
 from .config import Config, dump_config, load_config
 from .launch import rank_main, run_ranks
 
+if TYPE_CHECKING:
+    from datasets.batches import Batch
+
+    from .job import Job
+
 WARM_UP = 6  # MindSpore's CPU kernels try numbers of threads in their first five steps
 SECONDS = 20.0  # of measuring, at least MINIMUM steps
-MINIMUM = 5
+MINIMUM, MAXIMUM = 5, 200
 
 
 class Rate(NamedTuple):
-    """Median time of an update on one rank."""
+    """Mean time of an update on one rank."""
 
     images: int  # of one rank in an update
     seconds: float
@@ -31,7 +38,8 @@ class Rate(NamedTuple):
 
 
 def measure(config: Config, classes: int) -> Rate:
-    """Run the config's task on random images, with its own number of ranks, in processes of their own.
+    """Run the config's task with its own number of ranks, in processes of their own: on its records, read and augmented
+    beside the steps as in training, or on random images where it names none.
 
     Raises:
         RanksFailed: a rank died, of lack of memory for instance.
@@ -47,10 +55,7 @@ def measure(config: Config, classes: int) -> Rate:
 
 def _run(folder: Path, classes: int) -> None:
     import mindspore as ms
-    import numpy as np
     from mindspore import Tensor
-
-    from datasets.batches import Batch
 
     from .device import setup
     from .engine import build_update
@@ -60,10 +65,7 @@ def _run(folder: Path, classes: int) -> None:
     config = load_config(folder / "config.yaml")
     rank = setup(config.device.target, ranks=config.device.ranks)
     job = build_job(config, classes=[str(number) for number in range(classes)], rank=rank)
-    recipe, rng = job.recipe, np.random.default_rng(rank)
-    images = rng.integers(0, 256, (recipe.batch_size, *job.model.config.image_shape, 3), dtype=np.uint8)
-    labels = rng.integers(0, classes, recipe.batch_size, dtype=np.int32)
-    batch = Batch(images, labels, labels)
+    recipe, batches = job.recipe, _batches(job, config, rank)
     update, lr = build_update(config, job), Tensor(1e-6, ms.float32)
     accumulate = Accumulate(update) if recipe.accum_iter > 1 else None
     times: list[float] = []
@@ -71,18 +73,34 @@ def _run(folder: Path, classes: int) -> None:
         started = time.perf_counter()
         place = Place(0, len(times), 0)
         for _ in range(recipe.accum_iter - 1):
-            accumulate(*map(Tensor, job.inputs(batch, place)))  # type: ignore[misc]
-        update(lr, *map(Tensor, job.inputs(batch, place))).asnumpy()
+            accumulate(*map(Tensor, job.inputs(next(batches), place)))  # type: ignore[misc]
+        update(lr, *map(Tensor, job.inputs(next(batches), place))).asnumpy()
         times.append(time.perf_counter() - started)
-        if len(times) >= 200 + WARM_UP:
+        if len(times) >= MAXIMUM + WARM_UP:
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if rank == 0:
         kept = times[WARM_UP:]
-        write_json(
-            folder / "rate.json",
-            Rate(recipe.batch_size * recipe.accum_iter, statistics.median(kept), len(kept), peak)._asdict(),
-        )
+        rate = Rate(recipe.batch_size * recipe.accum_iter, statistics.fmean(kept), len(kept), peak)
+        write_json(folder / "rate.json", rate._asdict())
+
+
+def _batches(job: Job, config: Config, rank: int) -> Iterator[Batch]:
+    """Batches without end."""
+    import numpy as np
+
+    from datasets.batches import Batch
+
+    from .engine import epoch_batches
+
+    if config.data.records is not None:
+        for epoch in itertools.count():
+            yield from epoch_batches(job, config, epoch, rank)
+    rng, size = np.random.default_rng(rank), job.recipe.batch_size
+    images = rng.integers(0, 256, (size, *job.model.config.image_shape, 3), dtype=np.uint8)
+    labels = rng.integers(0, job.model.config.num_classes or 1, size, dtype=np.int32)
+    while True:
+        yield Batch(images, labels, labels)
 
 
 if __name__ == "__main__":
