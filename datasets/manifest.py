@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("digest", pa.string()),
+        ("checksum", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
         ("faults", pa.string()),
@@ -54,6 +55,7 @@ class ManifestRow(NamedTuple):
     mode: str | None  # Pillow's
     format: str | None  # by magic bytes
     digest: str | None  # SHA-256; none for what was not read
+    checksum: str | None  # XXH3-128, by which it is recognised when it is read again
     status: str  # ok | converted | the fault that decided
     reason: str
     faults: str = ""  # the names of all that was found, sorted, with commas

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from datasets.decoder import inspect_apart
 from datasets.image import MAGIC_BYTES, MAX_BYTES, Inspection, sniff, suffix_fault
 from datasets.layout import NO_CLASS, ClassFolder, is_held_out, is_hidden, list_files
-from datasets.stage import atomic_write
+from datasets.stage import atomic_write, checksum
 
-VERSION = 3  # raise it when the same file may get another row: all files are then examined again
+VERSION = 4  # raise it when the same file may get another row: all files are then examined again
 PARTS = "parts"
 
 SCHEMA = pa.schema(
@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("digest", pa.binary(32)),
+        ("checksum", pa.binary(16)),
         ("reason", pa.string()),
         ("faults", pa.string()),
         ("warnings", pa.string()),
@@ -49,7 +50,7 @@ SCHEMA = pa.schema(
 _IDENTITY = ("path", "split", "size", "mtime_ns", "inode")
 
 
-_Digest = bytes  # SHA-256
+_Bytes = bytes  # PartRow has a column of this name
 
 
 class PartRow(NamedTuple):
@@ -63,7 +64,8 @@ class PartRow(NamedTuple):
     height: Optional[int]
     mode: Optional[str]
     format: Optional[str]
-    digest: Optional[_Digest]
+    digest: Optional[_Bytes]
+    checksum: Optional[_Bytes]
     reason: str
     faults: str  # sorted, with commas
     warnings: str  # of the decoder, with "; "
@@ -266,7 +268,7 @@ def _stat(root: Path, path: str, name: str, split: str) -> File:
 
 
 def _examine_file(unit: Unit, part: Part, file: File) -> PartRow:
-    found, size, digest = _inspect_file(unit, file)
+    found, size, data = _inspect_file(unit, file)
     faults, reason = list(found.faults), found.reason
     if found.width is not None:
         note = suffix_fault(file.path, found.format)
@@ -285,7 +287,8 @@ def _examine_file(unit: Unit, part: Part, file: File) -> PartRow:
         height=found.height,
         mode=found.mode,
         format=found.format,
-        digest=digest,
+        digest=None if data is None else hashlib.sha256(data).digest(),
+        checksum=None if data is None else checksum(data),
         reason=reason,
         faults=",".join(sorted(faults)),
         warnings="; ".join(found.warnings),
@@ -297,7 +300,7 @@ def _examine_file(unit: Unit, part: Part, file: File) -> PartRow:
 
 
 def _inspect_file(unit: Unit, file: File) -> tuple[Inspection, int, Optional[bytes]]:
-    """The inspection of a file, its size in bytes and its digest. Of what is no image only the head is read."""
+    """The inspection of a file, its size in bytes and its content, but of what is no image or was not read."""
     if is_hidden(file.name):
         return Inspection(("not_image",), "hidden file or folder"), file.size, None
     try:
@@ -318,8 +321,7 @@ def _inspect_file(unit: Unit, file: File) -> tuple[Inspection, int, Optional[byt
     except OSError as error:
         return Inspection(("unreadable",), error.strerror or type(error).__name__), file.size, None
     found = inspect_apart(data, looks=unit.looks)
-    digest = None if found.format is None else hashlib.sha256(data).digest()
-    return found, len(data), digest
+    return found, len(data), None if found.format is None else data
 
 
 def warning_names(warnings: str) -> list[str]:

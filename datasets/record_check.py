@@ -87,7 +87,7 @@ def _compare_record(shard: _Comparison, record: dict[str, Any], row: SourceRow) 
     where = f"{shard.file}: record of {row.path}"
     if record["label"] != row.label:
         raise InputError(where, expected=f"label {row.label}", found=str(record["label"]), todo=REDO)
-    image = read_source(shard.root / row.path, row.bytes, row.digest)
+    image = read_source(f"{shard.root}/{row.path}", row.bytes, row.checksum)
     if row.converted:
         image = stored_bytes(image, short_side=shard.short_side, convert=fault_names(row.convert))
     if record["image"] != image:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets.manifest import MANIFEST
-from datasets.stage import InputError, PathLike, StageResult, file_digest, value_digest
+from datasets.stage import InputError, PathLike, StageResult, file_checksum, file_digest, value_digest
 
 INDEX = "index.json"
 STAMPS = "stamps.json"  # size and mtime of each file when it was written; those of index.json are the same on each run
@@ -28,6 +28,7 @@ SOURCES_SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("bytes", pa.int64()),
         ("digest", pa.string()),
+        ("checksum", pa.string()),
         ("convert", pa.string()),
         ("converted", pa.bool_()),
     ]
@@ -61,7 +62,7 @@ class Shard(_Part):
     images: int
     bytes: int
     key: str  # digest of all that it was made from: shards of one key hold the same records
-    digest: str
+    digest: str  # this and the next two: `datasets.stage.file_checksum`
     database_digest: str
     sources_digest: str
 
@@ -134,6 +135,7 @@ class SourceRow(NamedTuple):
     label: int
     bytes: int  # of the source file
     digest: str  # SHA-256 of the source file
+    checksum: str  # XXH3-128 of it
     convert: str  # the faults for which it was converted, with commas
     converted: bool  # stored as other bytes than those of its source
 
@@ -216,8 +218,9 @@ def damaged_files(
             return "no such file"
         if stamps is not None and stamps.get(name) == stamp(path):
             return None
-        found, expected = file_digest(path), digests[name]
-        return f"other content (SHA-256 {found[:12]}.., written as {expected[:12]}..)" if found != expected else None
+        expected = digests[name]
+        found = file_checksum(path) if ":" in expected else file_digest(path)
+        return f"other content ({found[:17]}.., written as {expected[:17]}..)" if found != expected else None
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for name, why in zip(digests, pool.map(fault, digests)):

@@ -91,14 +91,15 @@ def manifest_tables(plan: Plan, judgement: Judgement, totals: Totals) -> Iterato
         if not block.rows:
             continue
         table = rows_of(plan, block.part, block.split)
-        found, reasons, digests, warnings = as_lists(table, "faults", "reason", "digest", "warnings")
+        found, reasons, warnings = as_lists(table, "faults", "reason", "warnings")
         faults = faults_of_block(judgement, block, found, plan.options)
         _explain_copies(judgement, block, originals, reasons)
         outcomes = {text: outcome(filter(None, text.split(",")), plan.options.policy) for text in set(faults)}
         label = labels.get(block.part.folder.class_name, -1)
         columns = {
             "label": pa.array([label] * block.rows, pa.int32()),
-            "digest": pa.array([None if digest is None else digest.hex() for digest in digests], pa.string()),
+            "digest": _hex(table, "digest"),
+            "checksum": _hex(table, "checksum"),
             "status": pa.array([outcomes[text].status for text in faults], pa.string()),
             "reason": pa.array(reasons, pa.string()),
             "faults": pa.array(faults, pa.string()),
@@ -132,3 +133,7 @@ def _explain_copies(
             what = "looks like" if fault == "near_duplicate" else "same bytes as"
             other = "" if class_name == block.part.folder.class_name else ", which is of another class"
             reasons[place] = "; ".join(filter(None, (f"{what} {path}{other}", reasons[place])))
+
+
+def _hex(table: pa.Table, column: str) -> pa.Array:
+    return pa.array([None if value is None else value.hex() for value in table.column(column).to_pylist()], pa.string())

@@ -8,7 +8,6 @@ thread and takes no signal handler. The writer itself keeps no state beyond its 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from datasets.image import stored_bytes
 from datasets.policy import fault_names
 from datasets.records import DATABASE, SCHEMA, SOURCES, SOURCES_SCHEMA, Shard, Stamp, stamp
 from datasets.shard_plan import BATCH, BATCH_BYTES, PlannedShard, stored_as_is
-from datasets.stage import InputError, file_digest, write_json
+from datasets.stage import InputError, checksum, file_checksum, write_json
 
 ATTEMPTS, ENTRIES = "attempts", "entries"  # folders of a working directory
 _WRITEBACK_BYTES = 1 << 24
@@ -98,7 +97,7 @@ def write_entry(work: Path, shard: Shard) -> None:
     write_json(_entry_path(work, shard.file), {"shard": shard.model_dump(mode="json"), "stamps": stamps})
 
 
-def read_source(path: Path, size: int, digest: str) -> bytes:
+def read_source(path: str, size: int, expected: str) -> bytes:
     """The bytes of a source file, which must still be those that were validated.
 
     Raises:
@@ -112,14 +111,14 @@ def read_source(path: Path, size: int, digest: str) -> bytes:
                 data += more
         finally:
             os.close(descriptor)
-        found = hashlib.sha256(data).hexdigest()
-        if found == digest:
+        found = checksum(data).hex()
+        if found == expected:
             return data
-        fault = f"{len(data)} bytes with SHA-256 {found[:12]}.." if len(data) <= size else f"more than {size} bytes"
+        fault = f"{len(data)} bytes with XXH3 {found[:12]}.." if len(data) <= size else f"more than {size} bytes"
     except OSError as error:
         fault = error.strerror or type(error).__name__
-    expected = f"the validated file of {size} bytes with SHA-256 {digest[:12]}.."
-    raise InputError(path, expected=expected, found=fault, todo="run `mae data validate` again")
+    validated = f"the validated file of {size} bytes with XXH3 {expected[:12]}.."
+    raise InputError(path, expected=validated, found=fault, todo="run `mae data validate` again")
 
 
 @contextmanager
@@ -179,7 +178,7 @@ def _settle(path: Path) -> str:
     try:
         with ThreadPoolExecutor(1) as pool:  # the disk works while the pages, still in memory, are hashed
             written = pool.submit(os.fsync, descriptor)
-            digest = file_digest(path)
+            digest = file_checksum(path)
             written.result()
         return digest
     finally:
@@ -251,9 +250,9 @@ def _batches(
     size, base = 0, str(root)
     for start in range(0, len(rows), 1 << 14):
         part = rows.slice(start, 1 << 14)
-        columns = [part.column(name).to_pylist() for name in ("path", "label", "bytes", "digest", "convert")]
-        for as_is, path, label, length, digest, convert in zip(kept[start:].tolist(), *columns):
-            data = read_source(Path(base, path), length, digest)
+        columns = [part.column(name).to_pylist() for name in ("path", "label", "bytes", "checksum", "convert")]
+        for as_is, path, label, length, known, convert in zip(kept[start:].tolist(), *columns):
+            data = read_source(f"{base}/{path}", length, known)
             image = data if as_is else stored_bytes(data, short_side=short_side, convert=fault_names(convert))
             converted.append(image is not data)
             batch.append({"image": image, "label": label})

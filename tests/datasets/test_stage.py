@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from datasets.record_check import check
 from datasets.sample import unpack_sample
 from datasets.shard import shard
-from datasets.stage import InputError, atomic_directory, refuse_foreign
+from datasets.stage import InputError, atomic_directory, checksum, file_checksum, refuse_foreign
 from datasets.validate import load_validation, validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,3 +110,14 @@ def test_refuse_foreign_file(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(InputError):
         refuse_foreign(tmp_path / "out", "marker.json")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
+def test_a_file_has_the_checksum_of_its_bytes(tmp_path, size):
+    """The empty input's value is that of the published test vectors."""
+    data = random.Random(size).randbytes(size)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    assert file_checksum(path) == f"xxh3:{checksum(data).hex()}"
+    if not size:
+        assert checksum(data).hex() == "99aa06d3014798d86001c324468d497f"

@@ -16,7 +16,7 @@ from datasets.plan import Options
 from datasets.stage import InputError, file_digest
 from datasets.validate import load_validation, validate, validation_directory
 
-COLUMNS = ["path", "split", "class_name", "label", "bytes", "width", "height", "mode", "format", "digest"]
+COLUMNS = ["path", "split", "class_name", "label", "bytes", "width", "height", "mode", "format", "digest", "checksum"]
 COLUMNS += ["status", "reason", "faults", "kept"]
 
 BAD_TREE = {  # path: (content, expected status)
