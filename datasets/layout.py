@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 
 from datasets.stage import InputError, PathLike
 
+MARKERS = {"sample": "sample.json", "unpack": "unpack.json"}  # what our own commands leave beside train/ and val/
 UNLABELLED = "unlabelled"
 NO_CLASS = ""  # a file that stands beside class folders, or is hidden, belongs to no class
 
@@ -79,7 +80,7 @@ def is_held_out(path: str, limit: bytes | None) -> bool:
 def outside(root: PathLike) -> list[str]:
     """Names in the root that are no part of the data set, which is in train/ and val/ beside them; sorted."""
     splits = _split_folders(Path(root))
-    return sorted(set(os.listdir(root)) - set(splits)) if splits else []
+    return sorted(set(os.listdir(root)) - {*splits, *MARKERS.values()}) if splits else []
 
 
 def is_hidden(path: str) -> bool:

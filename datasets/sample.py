@@ -18,13 +18,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from datasets.layout import MARKERS
 from datasets.stage import InputError, PathLike, StageResult, atomic_directory, file_digest, refuse_foreign, write_json
 
 logger = logging.getLogger(__name__)
 
 NAME = "fashion-mnist-7k"
 JPEG_QUALITY = 95  # decoded pixels differ from the source PNG by 0.9 of 255 grey levels on average
-MARKER = "sample.json"
+MARKER = MARKERS["sample"]
 _SAMPLES = Path(__file__).parent / "samples"
 _OURS = re.compile(r"(train|val)/(\w+)/\2_\d{4}\.JPEG|LICENSE\.txt")
 

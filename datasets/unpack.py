@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Optional
 from datasets import imagenet
 from datasets.archive import BLOCK
 from datasets.class_folders import DONE, WRITING, Unit, Written, disk_errors, flush, no_room, replace, write
+from datasets.layout import MARKERS
 from datasets.lock import exclusive
 from datasets.parallel import in_processes
 from datasets.placement import Parts, Placement, Survey, survey
@@ -33,7 +34,7 @@ from datasets.stage import InputError, PathLike, StageResult, value_digest, writ
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when the same archive may give other files
-MARKER = "unpack.json"  # in the root: which archives it came from
+MARKER = MARKERS["unpack"]  # in the root: which archives it came from
 WORK = ".unpack"  # in the root, while it is filled
 _REPORT_SECONDS = 30
 

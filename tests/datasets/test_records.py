@@ -72,7 +72,11 @@ FAULTS = {  # name: (damage, whether only root shows it, parts of the message)
         False,
         [f"{SHARD}.sources.parquet", "other content"],
     ),
-    "manifest_changed": (lambda base: _flip(base / "records/manifest.parquet"), False, ["manifest.parquet", "other content"]),
+    "manifest_changed": (
+        lambda base: _flip(base / "records/manifest.parquet"),
+        False,
+        ["manifest.parquet", "other content"],
+    ),
     "source_changed": (
         lambda base: _flip(base / "root/val/cat/odd.jpg"),
         True,
