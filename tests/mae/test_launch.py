@@ -270,9 +270,15 @@ run_ranks(["-c", sys.argv[3]], ranks=int(sys.argv[2]), log_dir=Path(sys.argv[1],
 
 
 def start_launcher(run_dir, ranks):
-    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, run_dir, str(ranks), SLEEP], cwd=ROOT)
+    command = [sys.executable, "-c", LAUNCHER, run_dir, str(ranks), SLEEP]
+    launcher = subprocess.Popen(command, cwd=ROOT, preexec_fn=_as_from_a_terminal)
     wait_until(lambda: len(rank_pids(run_dir, SLEEP)) >= (ranks if ranks == 1 else ranks + 1))
     return launcher
+
+
+def _as_from_a_terminal():
+    """What was itself started in the background ignores SIGINT, and so would the launcher."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
