@@ -59,7 +59,7 @@ def _run(folder: Path, classes: int) -> None:
 
     config = load_config(folder / "config.yaml")
     rank = setup(config.device.target, ranks=config.device.ranks)
-    job = build_job(config, classes=[str(number) for number in range(classes)], rank=rank)
+    job = build_job(config, classes=[str(number) for number in range(classes)])
     recipe, rng = job.recipe, np.random.default_rng(rank)
     images = rng.integers(0, 256, (recipe.batch_size, *job.model.config.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, classes, recipe.batch_size, dtype=np.int32)
@@ -69,7 +69,7 @@ def _run(folder: Path, classes: int) -> None:
     times: list[float] = []
     while len(times) < WARM_UP + MINIMUM or sum(times[WARM_UP:]) < SECONDS:
         started = time.perf_counter()
-        place = Place(0, len(times), 0)
+        place = Place(0, len(times), 0, rank)
         for _ in range(recipe.accum_iter - 1):
             accumulate(*map(Tensor, job.inputs(batch, place)))  # type: ignore[misc]
         update(lr, *map(Tensor, job.inputs(batch, place))).asnumpy()
