@@ -162,14 +162,24 @@ def source(directory: PathLike, split: str, sample: int) -> SourceRow:
     Raises:
         InputError: the split has no such sample, or the shard's table is missing.
     """
-    found = load_index(directory).splits[split]
-    first = 0
+    return sources(directory, split, [sample])[0]
+
+
+def sources(directory: PathLike, split: str, samples: list[int]) -> list[SourceRow]:
+    """`source` of many samples, in their order, with one look into each shard's table."""
+    found, first = load_index(directory).splits[split], 0
+    rows: dict[int, SourceRow] = {}
     for shard in found.shards:
-        if first <= sample < first + shard.images:
-            return next(source_rows(read_sources(Path(directory) / shard.file).slice(sample - first, 1)))
+        mine = [sample for sample in samples if first <= sample < first + shard.images]
+        if mine:
+            table = read_sources(Path(directory) / shard.file).take([sample - first for sample in mine])
+            rows |= dict(zip(mine, source_rows(table)))
         first += shard.images
-    expected = f"a sample number from 0 to {found.images - 1} of {split}"
-    raise InputError(directory, expected=expected, found=str(sample), todo="correct the number")
+    for sample in samples:
+        if sample not in rows:
+            expected = f"a sample number from 0 to {found.images - 1} of {split}"
+            raise InputError(directory, expected=expected, found=str(sample), todo="correct the number")
+    return [rows[sample] for sample in samples]
 
 
 def source_rows(table: pa.Table) -> Iterator[SourceRow]:

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
@@ -65,9 +65,7 @@ def atomic_directory(final: PathLike) -> Iterator[Path]:
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
-    for stale in final.parent.glob(f"{glob.escape(final.name)}.partial-{os.uname().nodename}-*"):
-        if not Path("/proc", stale.name.rsplit("-", 2)[1]).exists():  # its writer is gone
-            shutil.rmtree(stale, ignore_errors=True)
+    remove_leftovers(final.parent, final.name)
     partial = _partial_of(final)
     partial.mkdir()
     try:
@@ -77,14 +75,27 @@ def atomic_directory(final: PathLike) -> Iterator[Path]:
                 path.chmod(0o644)
                 fsync(path)
         if final.exists():
-            discarded = _partial_of(final)
-            final.rename(discarded)
-            shutil.rmtree(discarded)
+            discard(final)
         partial.rename(final)
         fsync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory so that no reader sees a part of it, whenever this process is killed."""
+    aside = _partial_of(directory)
+    directory.rename(aside)
+    shutil.rmtree(aside)
+
+
+def remove_leftovers(folder: Path, name: Optional[str] = None) -> None:
+    """Remove what killed writers of this host left behind of `folder`/`name`, or of all that is in `folder`."""
+    pattern = "*" if name is None else glob.escape(name)
+    for stale in folder.glob(f"{pattern}.partial-{os.uname().nodename}-*"):
+        if not Path("/proc", stale.name.rsplit("-", 2)[1]).exists():  # its writer is gone
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _partial_of(final: Path) -> Path:

@@ -3,7 +3,7 @@
 checkpoints/<step>/model.safetensors       parameters under upstream's state-dict keys; the header names the model
                    ema.safetensors         the same, of the weights' moving average, where the recipe has one
                    optimizer.safetensors   the optimiser's moments and the loss scale, for resuming
-                   state.json              step, config and data digests, digests of these files
+                   state.json              step and place in the epoch, what the run depends on, digests of these files
 """
 
 from __future__ import annotations
@@ -73,8 +73,13 @@ class State(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     step: int
-    epoch: int
+    epoch: int  # whole epochs done
+    update: int = 0  # updates done in the epoch that has begun
     loss: float
+    loss_scale: dict[str, float] = {}  # the loss scale's parameters, which optimizer.safetensors holds too
+    inputs: dict[str, Any] = {}  # what the run's result depends on, by key of the config; digests of records and init
+    ranks: int = 1
+    decoder_float32: bool = False  # as it was computed, be it by the config or after a failure
     digests: dict[str, str]  # SHA-256 by file name
 
 
@@ -84,19 +89,40 @@ def save(
     card: ModelCard,
     *,
     moments: Mapping[str, np.ndarray],
-    step: int,
-    epoch: int,
-    loss: float,
     averages: Optional[Mapping[str, np.ndarray]] = None,
+    **state: Any,
 ) -> None:
-    """Write a checkpoint; a reader sees all of it or nothing. `averages` replace weights in ema.safetensors."""
-    with atomic_directory(directory) as partial:
-        save_file(dict(weights), partial / MODEL, metadata={"maeflow": card.model_dump_json()})
-        if averages is not None:
-            save_file({**weights, **averages}, partial / EMA, metadata={"maeflow": card.model_dump_json()})
-        save_file(dict(moments), partial / OPTIMIZER)
-        digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
-        write_json(partial / STATE, State(step=step, epoch=epoch, loss=loss, digests=digests).model_dump())
+    """Write a checkpoint; a reader sees all of it or nothing.
+
+    Args:
+        averages: replace weights in ema.safetensors.
+        state: fields of `State`, but its digests.
+
+    Raises:
+        InputError: the disk is full, or otherwise refuses to be written.
+    """
+    try:
+        with atomic_directory(directory) as partial:
+            _write(partial, weights, card, moments, averages, state)
+    except (OSError, SafetensorError) as error:
+        todo = "make room and run again: it goes on from the checkpoint before, which is intact"
+        raise InputError(directory, expected="room for a checkpoint", found=str(error), todo=todo) from None
+
+
+def _write(
+    partial: Path,
+    weights: Mapping[str, np.ndarray],
+    card: ModelCard,
+    moments: Mapping[str, np.ndarray],
+    averages: Optional[Mapping[str, np.ndarray]],
+    state: dict[str, Any],
+) -> None:
+    save_file(dict(weights), partial / MODEL, metadata={"maeflow": card.model_dump_json()})
+    if averages is not None:
+        save_file({**weights, **averages}, partial / EMA, metadata={"maeflow": card.model_dump_json()})
+    save_file(dict(moments), partial / OPTIMIZER)
+    digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+    write_json(partial / STATE, State(**state, digests=digests).model_dump())
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -195,6 +221,8 @@ def _fault(directory: Path) -> str | None:
         state = load_state(directory)
     except (OSError, ValidationError) as error:
         return str(error).splitlines()[0]
+    if str(state.step) != directory.name:
+        return f"{STATE} is of step {state.step}"
     for name, digest in state.digests.items():
         if not (directory / name).is_file():
             return f"{name} is missing"

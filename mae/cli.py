@@ -154,15 +154,29 @@ def check_table(
 
 @app.command()
 def train(
-    config: Path,
+    config: Annotated[Optional[Path], typer.Argument()] = None,
     overrides: Overrides = None,
     rank_table: Annotated[Optional[Path], typer.Option(help="HCCL rank table of the job, on Ascend")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="go on from the newest checkpoint, or begin again")
-    ] = True,
+        Optional[bool],
+        typer.Option(
+            "--resume/--fresh",
+            help="go on with the newest run of this name, refusing another config or data; or begin again. "
+            "Default: go on with the same run, or begin one",
+        ),
+    ] = None,
+    replay: Annotated[Optional[Path], typer.Option(help="failure/step_<n> of a run: run that step again")] = None,
     workspace: Workspace = WORKSPACE,
 ) -> None:
-    """Run the config's task on the records that its data.records names."""
+    """Run the config's task on the records that its data.records names; or run a step again that failed."""
+    if (config is None) == (replay is None):
+        raise typer.BadParameter("give either CONFIG or --replay")
+    if replay is not None:
+        from mae.failure import replay as run_again
+
+        _show(run_again(replay))
+        return
+    assert config is not None
     from mae.config import load_config
     from mae.train import train as run
 

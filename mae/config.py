@@ -150,6 +150,11 @@ class _Training(_Section):
         None, gt=0, lt=1, description="moving average of the weights, kept per update; written as ema.safetensors"
     )
     checkpoint_epochs: int = Field(20, gt=0, description="epochs between checkpoints; the last epoch always has one")
+    checkpoint_steps: Optional[int] = Field(None, gt=0, description="updates between further checkpoints")
+    keep_checkpoints: int = Field(3, gt=0, description="newest checkpoints that are kept")
+    keep_epochs: Optional[int] = Field(
+        None, gt=0, description="a checkpoint at the end of every so many epochs is kept for ever"
+    )
 
     @model_validator(mode="after")
     def _schedule_can_be_meant(self) -> _Training:
@@ -171,6 +176,9 @@ class PretrainConfig(_Training):
     betas: tuple[Memory, Memory] = (0.9, 0.95)
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     crop_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the area that a random crop keeps")
+    on_non_finite: Literal["stop", "decoder_float32"] = Field(
+        "stop", description="decoder_float32: go back to the last checkpoint once, and on with the decoder in float32"
+    )
 
 
 class FinetuneConfig(_Training):

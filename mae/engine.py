@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
-from mindspore import Tensor
+import numpy as np
+from mindspore import Parameter, Tensor
 
 from datasets.batches import Batch, steps_per_epoch, train_batches
 from datasets.records import load_index
 from datasets.stage import InputError
 
 from . import checkpoint
-from .config import Config, LinprobeConfig, load_config
+from .config import Config, LinprobeConfig, Recipe, load_config
 from .device import compute_dtype, setup
+from .failure import FAILURE, fallback_step, fallen_back, write_failure
+from .identity import run_inputs
 from .job import Job, Place, build_job
 from .launch import rank_main
 from .metrics import MetricsWriter
 from .objective import Accumulate, Report, Update
 from .restore import load_parameters
+from .saver import Saver
 from .schedule import lr_at
 
 LOG_STEPS = 10  # steps between two readings of the loss, each of which waits for the device
+HALT_SECONDS = 600  # that rank 0 has to write what made the others halt, too
 
 
 def run(run_dir: Path) -> None:
@@ -33,17 +41,21 @@ def run(run_dir: Path) -> None:
     Raises:
         InputError: config and records do not fit each other, or the loss is not finite.
     """
-    config = load_config(run_dir / "config.yaml")
+    config = fallen_back(load_config(run_dir / "config.yaml"), run_dir)
     rank = setup(config.device.target, ranks=config.device.ranks)
-    records = load_index(str(config.data.records))
-    job = build_job(config, classes=records.classes, rank=rank)
+    job = build_job(config, classes=load_index(str(config.data.records)).classes)
     recipe, update = job.recipe, build_update(config, job)
-    finished_epochs, finished_steps = _resume(run_dir / "checkpoints", job, update)
-    metrics = MetricsWriter(run_dir / "metrics.jsonl", step=finished_steps) if rank == 0 else None
-    images = records.splits["train"].images
-    for step, epoch, loss in _epochs(job, update, config, images, finished_epochs, rank, metrics):
-        if rank == 0 and (epoch % recipe.checkpoint_epochs == 0 or epoch == recipe.epochs):
-            _save(run_dir / "checkpoints" / str(step), job, update, step=step, epoch=epoch, loss=loss)
+    start = _resume(run_dir / "checkpoints", job, update)
+    notes = {} if fallback_step(run_dir) is None else {"decoder": "float32"}
+    metrics = MetricsWriter(run_dir / "metrics.jsonl", step=start, notes=notes) if rank == 0 else None
+    saver = Saver(run_dir / "checkpoints", keep=recipe.keep_checkpoints, keep_epochs=recipe.keep_epochs)
+    inputs = run_inputs(load_config(run_dir / "config.yaml")) if rank == 0 else {}
+    with saver:
+        for step, epoch, done, report in _updates(run_dir, job, update, config, start, rank, metrics):
+            if rank == 0 and report is not None:
+                state = {"step": step, "epoch": epoch, "update": done, "loss": report.loss, "inputs": inputs}
+                _save(saver, job, update, config, state)
+            saver.check()
 
 
 def build_update(config: Config, job: Job) -> Update:
@@ -59,18 +71,23 @@ def build_update(config: Config, job: Job) -> Update:
     )
 
 
-def _epochs(
-    job: Job, update: Update, config: Config, images: int, finished: int, rank: int, metrics: MetricsWriter | None
-) -> Iterator[tuple[int, int, float]]:
-    """Train epoch after epoch; yields (steps done, epochs done, last loss) behind each."""
+def _updates(
+    run_dir: Path, job: Job, update: Update, config: Config, start: int, rank: int, metrics: MetricsWriter | None
+) -> Iterator[tuple[int, int, int, Report | None]]:
+    """Train on behind step `start`; yields (steps done, whole epochs done, updates done in the epoch, report) per step.
+
+    The report is there where a checkpoint is due.
+    """
     recipe, ranks, accum_iter = job.recipe, config.device.ranks, job.recipe.accum_iter
+    images = load_index(str(config.data.records)).splits["train"].images
     updates = steps_per_epoch(images, batch_size=recipe.batch_size * accum_iter, ranks=ranks)
     lr = recipe.lr(ranks=ranks)
     accumulate = Accumulate(update) if accum_iter > 1 else None
     job.model.set_train(True)
-    for epoch in range(finished, recipe.epochs):
-        batches = epoch_batches(job, config, epoch, rank)
-        for number in range(updates):
+    for epoch in range(start // updates, recipe.epochs):
+        first = max(0, start - epoch * updates)
+        batches = rank_batches(job, config, epoch, rank, start=first * accum_iter)
+        for number in range(first, updates):
             rate = lr_at(
                 epoch + number / updates,
                 lr=lr,
@@ -79,21 +96,29 @@ def _epochs(
                 epochs=recipe.epochs,
             )
             for part in range(accum_iter - 1):
-                accumulate(*_tensors(job, next(batches), Place(epoch, number, part)))  # type: ignore[misc]
+                accumulate(*_tensors(job, next(batches), Place(epoch, number, part, rank)))  # type: ignore[misc]
             step = epoch * updates + number + 1
-            inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1))
+            inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
             result = update(Tensor(rate, ms.float32), *inputs)
-            if step % LOG_STEPS == 0 or number == updates - 1:
-                report = Report.read(result)
-                _check(report, step)
-                if metrics:
-                    done, per_step = epoch + (number + 1) / updates, recipe.batch_size * ranks * accum_iter
-                    metrics.write(step, report, epoch=done, lr=rate, images_per_step=per_step)
-        yield step, epoch + 1, report.loss
+            logged, due = step % LOG_STEPS == 0 or number == updates - 1, _due(recipe, step, updates)
+            report = Report.read(result) if logged or due else None
+            if report is not None and report.halted:
+                _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
+            if metrics and logged:
+                done, per_step = epoch + (number + 1) / updates, recipe.batch_size * ranks * accum_iter
+                metrics.write(step, report, epoch=done, lr=rate, images_per_step=per_step)  # type: ignore[arg-type]
+            yield step, step // updates, step % updates, report if due else None
 
 
-def epoch_batches(job: Job, config: Config, epoch: int, rank: int) -> Iterator[Batch]:
-    """A rank's batches of one epoch, augmented as the recipe says."""
+def _due(recipe: Recipe, step: int, updates: int) -> bool:
+    """Whether there is a checkpoint behind a step."""
+    epoch = step / updates
+    by_epoch = epoch == recipe.epochs or epoch % recipe.checkpoint_epochs == 0
+    return by_epoch or (recipe.checkpoint_steps is not None and step % recipe.checkpoint_steps == 0)
+
+
+def rank_batches(job: Job, config: Config, epoch: int, rank: int, *, start: int) -> Iterator[Batch]:
+    """A rank's batches of an epoch, from number `start` on."""
     return train_batches(
         str(config.data.records),
         image_shape=job.model.config.image_shape,
@@ -104,6 +129,7 @@ def epoch_batches(job: Job, config: Config, epoch: int, rank: int) -> Iterator[B
         rank=rank,
         ranks=config.device.ranks,
         workers=config.data.workers,
+        start_step=start,
         clipped=isinstance(job.recipe, LinprobeConfig),
     )
 
@@ -112,47 +138,89 @@ def _tensors(job: Job, batch: Batch, place: Place) -> list[Tensor]:
     return [Tensor(array) for array in job.inputs(batch, place)]
 
 
-def _check(report: Report, step: int) -> None:
-    """Stop where an update was not applied for a reason that no smaller loss scale would mend."""
-    if not report.halted:
-        return
-    first = step - report.halted + 1
+def _halt(
+    run_dir: Path, config: Config, job: Job, update: Update, rank: int, updates: int, first: int, report: Report
+) -> None:
+    """Stop where an update was not applied for a reason that no smaller loss scale would mend.
+
+    Nothing was applied since, so that parameters and state are those before step `first`; its batches are made again.
+    """
+    if rank != 0:
+        time.sleep(HALT_SECONDS)  # rank 0 writes what all had; its end ends this process
     if report.halted > 1:
         found = "a loss or gradient that was not"
     elif math.isfinite(report.loss):
         found = f"gradient norm {report.grad_norm}"
     else:
         found = str(report.loss)
-    todo = "lower blr or lengthen warmup_epochs; the checkpoints before it are intact"
+    epoch, number = divmod(first - 1, updates)
+    parts = job.recipe.accum_iter
+    batches = {}
+    for r in range(config.device.ranks):
+        stream = rank_batches(job, config, epoch, r, start=number * parts)
+        for part in range(parts):
+            batches[Place(epoch, number, part, r)] = next(stream)
+        stream.close()  # type: ignore[attr-defined]
+    directory = run_dir / FAILURE / f"step_{first}"
+    write_failure(directory, config, job, _host(job.model.get_parameters()), _host(update.state), batches, step=first)
+    todo = (
+        "lower blr or lengthen warmup_epochs; the checkpoints before it are intact, and "
+        f"mae train --replay {directory} runs this step again"
+    )
     raise InputError(f"step {first}", expected="a finite loss and gradient", found=found, todo=todo)
 
 
-def _resume(checkpoints: Path, job: Job, update: Update) -> tuple[int, int]:
-    """Load the newest checkpoint, if any, into the job; returns the finished epochs and steps."""
+def _resume(checkpoints: Path, job: Job, update: Update) -> int:
+    """Load the newest checkpoint, if any, into the job; returns the steps done."""
     found = checkpoint.newest(checkpoints)
     if found is None:
-        return 0, 0
-    load_parameters(job.model, checkpoint.load_weights(found / checkpoint.MODEL), source=found)
-    saved = checkpoint.load_weights(found / checkpoint.OPTIMIZER)
+        return 0
+    load_run(found, job, update)
+    state = checkpoint.load_state(found)
+    place = f" and {state.update} updates" if state.update else ""
+    print(f"resuming after epoch {state.epoch}{place} from {found}", flush=True)
+    return state.step
+
+
+def load_run(directory: Path, job: Job, update: Update) -> None:
+    """Parameters and state of a checkpoint into the job.
+
+    Raises:
+        InputError: they are of another job.
+    """
+    load_parameters(job.model, checkpoint.load_weights(directory / checkpoint.MODEL), source=directory)
+    saved = checkpoint.load_weights(directory / checkpoint.OPTIMIZER)
     names = sorted(parameter.name for parameter in update.state)
     if sorted(saved) != names:
         todo = "start again with --fresh"
         differing = ", ".join(sorted(set(saved) ^ set(names))[:5])
-        raise InputError(found / checkpoint.OPTIMIZER, expected="this recipe's state", found=differing, todo=todo)
+        raise InputError(directory / checkpoint.OPTIMIZER, expected="this recipe's state", found=differing, todo=todo)
     for parameter in update.state:
         parameter.set_data(Tensor(saved[parameter.name]))
-    state = checkpoint.load_state(found)
-    print(f"resuming after epoch {state.epoch} from {found}", flush=True)
-    return state.epoch, state.step
 
 
-def _save(directory: Path, job: Job, update: Update, *, step: int, epoch: int, loss: float) -> None:
-    weights = {p.name: p.asnumpy() for p in job.model.get_parameters()}
-    moments = {p.name: p.asnumpy() for p in update.state}
+def _save(saver: Saver, job: Job, update: Update, config: Config, state: dict[str, Any]) -> None:
+    """Copy what the device holds, and have it written."""
+    saver.wait()  # no second copy beside the first
     averages = None
     if update.ema is not None:
-        averages = {p.name: a.asnumpy() for p, a in zip(job.optimizer.params, update.averages)}
-    checkpoint.save(directory, weights, job.card, moments=moments, step=step, epoch=epoch, loss=loss, averages=averages)
+        averages = {p.name: a.asnumpy().copy() for p, a in zip(job.optimizer.params, update.averages)}
+    write = functools.partial(
+        checkpoint.save,
+        weights=_host(job.model.get_parameters()),
+        card=job.card,
+        moments=_host(update.state),
+        averages=averages,
+        loss_scale={p.name: float(p.asnumpy()) for p in update.loss_scale.state},
+        ranks=config.device.ranks,
+        decoder_float32=config.compute.decoder_float32,
+        **state,
+    )
+    saver.save(state["step"], write)
+
+
+def _host(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
+    return {p.name: p.asnumpy().copy() for p in parameters}
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Place(NamedTuple):
     epoch: int
     update: int
     part: int  # of the batches that are accumulated for one update
+    rank: int = 0
 
 
 class Job(NamedTuple):
@@ -42,28 +43,23 @@ class Job(NamedTuple):
     inputs: Callable[[Batch, Place], list[np.ndarray]]
 
 
-def build_job(config: Config, *, classes: list[str], rank: int) -> Job:
+def build_job(config: Config, *, classes: list[str]) -> Job:
     """The job of the config's task, at the initialisation that the config's seed gives on every rank."""
     seed_initialisers(config.seed)
     recipe = config.recipe
     if isinstance(recipe, PretrainConfig):
-        return _pretrain(config, recipe, rank)
+        return _pretrain(config, recipe)
     if isinstance(recipe, FinetuneConfig):
-        return _finetune(config, recipe, classes, rank)
+        return _finetune(config, recipe, classes)
     return _linprobe(config, recipe, classes)
 
 
-def _pretrain(config: Config, recipe: PretrainConfig, rank: int) -> Job:
+def _pretrain(config: Config, recipe: PretrainConfig) -> Job:
     model, ranks = MaskedAutoencoder(config.model, compute=config.compute), config.device.ranks
 
     def inputs(batch: Batch, place: Place) -> list[np.ndarray]:
-        # The noise of an update is one stream: an image's mask depends neither on the number of ranks nor on how many
-        # parts the update is cut into.
-        rows = len(batch.images) * ranks
-        noise = np.random.default_rng([config.seed, place.epoch, place.update])
-        noise.bit_generator.advance(place.part * rows * model.patches)  # type: ignore[attr-defined]
-        values = noise.random((rows, model.patches))
-        return [batch.images, *ids_from_noise(values[rank::ranks], recipe.mask_ratio)]
+        drawn = _drawn(len(batch.images), ranks, model.patches, place, [config.seed, place.epoch, place.update])
+        return [batch.images, *ids_from_noise(drawn, recipe.mask_ratio)]
 
     return Job(
         recipe=recipe,
@@ -75,18 +71,22 @@ def _pretrain(config: Config, recipe: PretrainConfig, rank: int) -> Job:
     )
 
 
-def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str], rank: int) -> Job:
+def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job:
     """End-to-end fine-tuning: the deeper a layer, the larger its learning rate (layer-wise decay)."""
     model = _classifier(config, config.model, classes, drop_path=recipe.drop_path)
     parameters = model.trainable_params()
     names = [p.name for p in parameters]
 
     def inputs(batch: Batch, place: Place) -> list[np.ndarray]:
-        if not (recipe.mixup or recipe.cutmix):
-            return [batch.images, batch.labels]
-        rng = np.random.default_rng([config.seed, *place, rank])
-        keep = keep_map(rng, model.config.image_shape, mixup=recipe.mixup, cutmix=recipe.cutmix)
-        return [batch.images, batch.labels, keep]
+        arrays = [batch.images, batch.labels]
+        if recipe.drop_path:
+            seeds = [config.seed, place.epoch, place.update, 0, 0, 1]
+            drawn = _drawn(len(batch.images), config.device.ranks, 2 * model.config.depth, place, seeds)
+            arrays.append(branches(drawn, recipe.drop_path))
+        if recipe.mixup or recipe.cutmix:
+            rng = np.random.default_rng([config.seed, *place])
+            arrays.append(keep_map(rng, model.config.image_shape, mixup=recipe.mixup, cutmix=recipe.cutmix))
+        return arrays
 
     return Job(
         recipe=recipe,
@@ -102,6 +102,28 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str], rank: 
         card=ModelCard(kind="classifier", model=model.config, classes=classes),
         inputs=inputs,
     )
+
+
+def branches(drawn: np.ndarray, drop_path: float) -> np.ndarray:
+    """Factors on the residual branches of each image, (N, depth, 2) float32, from uniform numbers (N, 2 * depth).
+
+    Stochastic depth (Huang et al. 2016): a branch is dropped at a rate that rises linearly from 0 at the first block to
+    `drop_path` at the last, and kept ones are scaled so that the expectation stays.
+    """
+    drawn = drawn.reshape(len(drawn), -1, 2)
+    rates = np.linspace(0, drop_path, drawn.shape[1])[:, None]
+    return ((drawn >= rates) / (1 - rates)).astype(np.float32)
+
+
+def _drawn(images: int, ranks: int, each: int, place: Place, seeds: list[int]) -> np.ndarray:
+    """Uniform numbers (images, each) float64 for one rank's batch.
+
+    Those of an update are one stream: what an image gets depends neither on the number of ranks nor on how many parts
+    the update is cut into.
+    """
+    rows, stream = images * ranks, np.random.default_rng(seeds)
+    stream.bit_generator.advance(place.part * rows * each)  # type: ignore[attr-defined]
+    return stream.random((rows, each))[place.rank :: ranks]
 
 
 def _linprobe(config: Config, recipe: LinprobeConfig, classes: list[str]) -> Job:

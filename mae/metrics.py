@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class MetricsWriter:
     """Appends lines; the run goes on after `step`, so what an earlier attempt wrote behind it is cut off."""
 
-    def __init__(self, path: Path, *, step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, step: int, notes: dict[str, Any] | None = None) -> None:
+        """`notes` are written into each line."""
+        self.path, self.notes = path, notes or {}
         self.started = self.last_time = time.monotonic()
         self.last_step: int | None = None
         if path.exists():
@@ -42,6 +43,7 @@ class MetricsWriter:
             "overflows": report.overflows,
             "samples_per_second": rate,
             "seconds": round(now - self.started, 2),
+            **self.notes,
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")

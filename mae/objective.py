@@ -48,28 +48,34 @@ class PretrainLoss(nn.Cell):
 
 
 class ClassifyLoss(nn.Cell):
-    """Cross entropy of a classifier on uint8 images, labels smoothed; of mixed images where the batch brings `keep`."""
+    """Cross entropy of a classifier on uint8 images, labels smoothed; of mixed images where the batch brings a map."""
 
     def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
         self.normalise = Normalise(model.config)
         self.label_smoothing = label_smoothing
+        self.drop_path = model.drop_path
         self.reverse = ops.ReverseV2(axis=[0])
 
-    def construct(self, images: Tensor, labels: Tensor, *keep: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8, (N,) int32, and `mixup.keep_map`'s (H, W) float32 -> mean loss.
+    def construct(self, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8, (N,) int32, what was drawn for them -> mean loss.
 
+        Drawn are, each where the recipe has it, `job.branches`'s (N, depth, 2) and `mixup.keep_map`'s (H, W), float32.
         An image is mixed with its opposite in the batch, its label in the proportion in which its pixels remain.
         """
         pixels = self.normalise(images)
-        if keep:
-            pixels = pixels * keep[0] + self.reverse(pixels) * (1 - keep[0])
-        log_probabilities = ops.log_softmax(self.model(pixels), -1)
+        branches = None
+        if self.drop_path:
+            branches = drawn[0]
+            drawn = drawn[1:]
+        if drawn:
+            pixels = pixels * drawn[0] + self.reverse(pixels) * (1 - drawn[0])
+        log_probabilities = ops.log_softmax(self.model(pixels, branches), -1)
         true = ops.one_hot(labels, log_probabilities.shape[1], 1.0 - self.label_smoothing, 0.0)
         target = true + self.label_smoothing / log_probabilities.shape[1]
-        if keep:
-            share = keep[0].mean()
+        if drawn:
+            share = drawn[0].mean()
             target = target * share + self.reverse(target) * (1 - share)
         return -(target * log_probabilities).sum(-1).mean()
 
@@ -176,8 +182,7 @@ class Update(nn.Cell):
             factor = factor * ops.minimum(self.clip_grad / (norm + 1e-6), 1.0)
         if self.dynamic_scale or self.clip_grad is not None:
             gradients = tuple([g * factor for g in gradients])
-        if self.dynamic_scale:
-            gradients = tuple([ops.select(applied > 0, g, ops.zeros_like(g)) for g in gradients])
+        gradients = tuple([ops.select(applied > 0, g, ops.zeros_like(g)) for g in gradients])
         state = self.loss_scale
         report = ops.stack([loss, norm, state.scale.value(), state.overflows.value(), state.halted.value()])
         done = ops.depend(report, self.optimizer(gradients, lr, applied))
@@ -207,6 +212,17 @@ class Accumulate(nn.Cell):
         for s, g in zip(self.sums, gradients):
             loss = ops.depend(loss, ops.assign_add(s, g))
         return loss
+
+
+class Gradients(nn.Cell):
+    """The gradients of one batch on this rank, scaled as the loss is, before anything is done with them."""
+
+    def __init__(self, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients = update.gradients
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        return self.gradients(*batch)[1]
 
 
 class Classify(nn.Cell):

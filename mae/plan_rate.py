@@ -64,14 +64,14 @@ def _run(folder: Path, classes: int) -> None:
 
     config = load_config(folder / "config.yaml")
     rank = setup(config.device.target, ranks=config.device.ranks)
-    job = build_job(config, classes=[str(number) for number in range(classes)], rank=rank)
+    job = build_job(config, classes=[str(number) for number in range(classes)])
     recipe, batches = job.recipe, _batches(job, config, rank)
     update, lr = build_update(config, job), Tensor(1e-6, ms.float32)
     accumulate = Accumulate(update) if recipe.accum_iter > 1 else None
     times: list[float] = []
     while len(times) < WARM_UP + MINIMUM or sum(times[WARM_UP:]) < SECONDS:
         started = time.perf_counter()
-        place = Place(0, len(times), 0)
+        place = Place(0, len(times), 0, rank)
         for _ in range(recipe.accum_iter - 1):
             accumulate(*map(Tensor, job.inputs(next(batches), place)))  # type: ignore[misc]
         update(lr, *map(Tensor, job.inputs(next(batches), place))).asnumpy()
@@ -91,11 +91,11 @@ def _batches(job: Job, config: Config, rank: int) -> Iterator[Batch]:
 
     from datasets.batches import Batch
 
-    from .engine import epoch_batches
+    from .engine import rank_batches
 
     if config.data.records is not None:
         for epoch in itertools.count():
-            yield from epoch_batches(job, config, epoch, rank)
+            yield from rank_batches(job, config, epoch, rank, start=0)
     rng, size = np.random.default_rng(rank), job.recipe.batch_size
     images = rng.integers(0, 256, (size, *job.model.config.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, job.model.config.num_classes or 1, size, dtype=np.int32)

@@ -16,6 +16,8 @@ from datasets.stage import InputError, StageResult, atomic_write, value_digest, 
 from . import checkpoint
 from .config import Config, dump_config
 from .device import check_target
+from .failure import failures, fall_back
+from .identity import differences, run_inputs
 from .launch import run_ranks
 from .metrics import last_line
 
@@ -37,15 +39,10 @@ class Training(StageResult):
 def run_directory(config: Config, *, workspace: Path) -> Path:
     """<workspace>/runs/<name>-<digest>: the same config on the same records is the same run.
 
-    What cannot change the result is no part of the digest: where the files lie, what prepares them, which interpreter
-    starts the ranks.
+    What cannot change the result is no part of the digest: `mae.identity` says what.
     """
-    resolved = config.model_dump(mode="json", exclude={"name": True, "data": {"root", "name", "records", "dask"}})
-    resolved["device"].pop("python")
-    resolved["records"] = load_index(_records(config)).result(_records(config), reused=True).digest
-    if config.init is not None:
-        resolved["init"] = checkpoint.model_digest(checkpoint.model_file(Path(config.init)))
-    return workspace / "runs" / f"{config.name}-{value_digest(resolved)}"
+    _records(config)
+    return workspace / "runs" / f"{config.name}-{value_digest(run_inputs(config))}"
 
 
 def train(
@@ -53,7 +50,7 @@ def train(
     *,
     workspace: Path,
     rank_table: Path | None = None,
-    resume: bool = True,
+    resume: bool | None = None,
     report_line: Callable[[str], None] = logger.info,
 ) -> Training:
     """Run the config's task on its records, or continue it from its newest checkpoint, or find it finished.
@@ -62,7 +59,8 @@ def train(
         config: `data.records` names a directory that `mae data shard` wrote.
         workspace: receives runs/<run>/.
         rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
-        resume: go on from the newest checkpoint; else an earlier attempt of the same run is removed first.
+        resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
+            False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
         report_line: called with a line of progress every few seconds.
 
     Raises:
@@ -73,8 +71,9 @@ def train(
     check_target(config.device)
     run_dir = run_directory(config, workspace=workspace)
     recipe = config.recipe
-    if not resume:
+    if resume is False:
         shutil.rmtree(run_dir, ignore_errors=True)
+    _check_resumed(run_dir, config, among_others=resume is True)
     done = _finished(run_dir, recipe.epochs)
     if done is not None:
         logger.info("%s: reusing the finished run", run_dir)
@@ -84,21 +83,49 @@ def train(
     write_json(run_dir / "data.json", _data_facts(_records(config)))
     if rank_table is not None:
         shutil.copyfile(rank_table, run_dir / "rank_table.json")
-    run_ranks(
-        ["-m", "mae.engine", str(run_dir)],
-        ranks=config.device.ranks,
-        log_dir=run_dir / "logs",
-        run_dir=run_dir,
-        poll=_Follower(run_dir, recipe.epochs, report_line),
-        hang_seconds=HANG_SECONDS,
-        rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
-        python=config.device.python,
-    )
+    before = failures(run_dir)
+    try:
+        _run(run_dir, config, report_line)
+    except InputError:
+        if not fall_back(run_dir, config, before):
+            raise
+        _run(run_dir, config, report_line)
     result = _finished(run_dir, recipe.epochs)
     if result is None:
         todo = f"read {run_dir / 'logs'}"
         raise InputError(run_dir, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
     return result.model_copy(update={"reused": False})
+
+
+def _run(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
+    run_ranks(
+        ["-m", "mae.engine", str(run_dir)],
+        ranks=config.device.ranks,
+        log_dir=run_dir / "logs",
+        run_dir=run_dir,
+        poll=_Follower(run_dir, config.recipe.epochs, report_line),
+        hang_seconds=HANG_SECONDS,
+        rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
+        python=config.device.python,
+    )
+
+
+def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None:
+    """Refuse to go on from a checkpoint of another config or other records, naming each key that differs."""
+    found = checkpoint.newest(run_dir / "checkpoints")
+    if found is None and among_others:
+        runs = [path for path in run_dir.parent.glob(f"{config.name}-*") if path.name.rpartition("-")[0] == config.name]
+        others = filter(None, (checkpoint.newest(path / "checkpoints") for path in runs))
+        found = max(others, key=lambda path: path.stat().st_mtime, default=None)
+    if found is None:
+        return
+    written, wanted = checkpoint.load_state(found).inputs, run_inputs(config)
+    if written != wanted:
+        todo = "undo this to go on with it, or leave out --resume to begin another run beside it"
+        if found.parents[1] == run_dir:
+            todo = "begin again with --fresh, which removes it"
+        expected = "the config and records that this checkpoint was trained with"
+        raise InputError(found, expected=expected, found=differences(written, wanted), todo=todo)
 
 
 class _Follower:

@@ -64,8 +64,10 @@ class Trainer:
         self.eval_dataset = Path(eval_dataset) if eval_dataset is not None else None
         self.config = _config(task, model, config, list(overrides))
 
-    def train(self, *, resume: bool = True) -> Training:
+    def train(self, *, resume: Optional[bool] = None) -> Training:
         """Validate and shard the images, then train; what is finished already is verified and kept.
+
+        `resume` is `mae.train.train`'s.
 
         Raises:
             InputError: data, recipe and machine do not fit each other.

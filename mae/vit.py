@@ -193,36 +193,26 @@ class TanhGelu(nn.Cell):
         return (dout[0] * (phi + x * d_phi),)
 
 
-class DropPath(nn.Cell):
-    """Stochastic depth: drops a residual branch of whole images while training, keeping its expectation."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.dropout = nn.Dropout(p=rate)
-
-    def construct(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        return x * self.dropout(ops.ones((x.shape[0], 1, 1), x.dtype))
-
-
 class Block(nn.Cell):
     """Pre-norm transformer block; between blocks tokens are float32."""
 
-    def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, config: ModelConfig, dtype: ms.Type, drop_path: float
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, config: ModelConfig, dtype: ms.Type) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, config.layer_norm_eps)
         self.attn = Attention(dim, num_heads, dtype)
         self.norm2 = LayerNorm(dim, config.layer_norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), config.gelu, dtype)
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def construct(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)).astype(ms.float32))
-        return x + self.drop_path(self.mlp(self.norm2(x)).astype(ms.float32))
+    def construct(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens (N, T, D) -> the same shape; `keep` (N, 2) float32 are factors on the two branches of each image."""
+        attended = self.attn(self.norm1(x)).astype(ms.float32)
+        if keep is not None:
+            attended = attended * keep[:, :1, None]
+        x = x + attended
+        hidden = self.mlp(self.norm2(x)).astype(ms.float32)
+        if keep is not None:
+            hidden = hidden * keep[:, 1:, None]
+        return x + hidden
 
 
 def blocks(
@@ -234,10 +224,9 @@ def blocks(
     *,
     dtype: ms.Type,
     recompute: bool,
-    drop_path: float = 0.0,
 ) -> nn.CellList:
-    """A stack of blocks; stochastic depth rises linearly from 0 at the first to `drop_path` at the last."""
-    stack = [Block(dim, num_heads, mlp_ratio, config, dtype, float(rate)) for rate in np.linspace(0, drop_path, depth)]
+    """A stack of blocks."""
+    stack = [Block(dim, num_heads, mlp_ratio, config, dtype) for _ in range(depth)]
     if recompute:
         for block in stack:
             block.recompute()
@@ -292,7 +281,7 @@ class Encoder(nn.Cell):
     The MAE and the classifier inherit from it, so that their parameters keep upstream's unprefixed names.
     """
 
-    def __init__(self, config: ModelConfig, compute: ComputeConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, config: ModelConfig, compute: ComputeConfig) -> None:
         super().__init__()
         dtype = compute_dtype(compute)
         self.config = config
@@ -312,21 +301,23 @@ class Encoder(nn.Cell):
             config,
             dtype=dtype,
             recompute=compute.recompute,
-            drop_path=drop_path,
         )
 
-    def transform(self, patches: Tensor, positions: Tensor) -> Tensor:
-        """Patches (N, T, p*p*3) at position embeddings (N or 1, T, D) -> tokens (N, 1 + T, D) after the last block."""
+    def transform(self, patches: Tensor, positions: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Patches (N, T, p*p*3) at position embeddings (N or 1, T, D) -> tokens (N, 1 + T, D) after the last block.
+
+        `keep` (N, depth, 2) float32 are factors on the branches of the blocks: stochastic depth, drawn on the host.
+        """
         x = self.patch_embed(patches).astype(ms.float32) + positions
         cls_token = self.cls_token + self.pos_embed[:, :1]
         x = ops.concat((ops.broadcast_to(cls_token, (x.shape[0], 1, self.embed_dim)), x), 1)
-        for block in self.blocks:
-            x = block(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x) if keep is None else block(x, keep[:, number])
         return x
 
-    def transform_all(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> tokens (N, 1 + L, D) after the last block, nothing masked."""
-        return self.transform(patchify(images, self.patch_size), self.pos_embed[:, 1:])
+    def transform_all(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Images (N, 3, H, W) -> tokens (N, 1 + L, D) after the last block, nothing masked; `keep` as of transform."""
+        return self.transform(patchify(images, self.patch_size), self.pos_embed[:, 1:], keep)
 
 
 class BatchNorm(nn.Cell):
@@ -367,7 +358,8 @@ class VisionTransformer(Encoder):
         drop_path: float = 0.0,
         compute: ComputeConfig = DEFAULT_COMPUTE,
     ) -> None:
-        super().__init__(config, compute, drop_path=drop_path)
+        super().__init__(config, compute)
+        self.drop_path = drop_path
         self.pos_embed.requires_grad = True
         self.mean = config.pool == "mean"
         if self.mean:
@@ -382,13 +374,13 @@ class VisionTransformer(Encoder):
         linear.weight.set_data(initializer(TruncatedNormal(0.01 if batch_norm else 2e-5), linear.weight.shape))
         self.head = nn.SequentialCell(BatchNorm(config.embed_dim), linear) if batch_norm else linear
 
-    def construct(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) float32, normalised -> logits (N, classes) float32."""
-        return self.head(self.features(images)).astype(ms.float32)
+    def construct(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Images (N, 3, H, W) float32, normalised -> logits (N, classes) float32; `keep` as of Encoder.transform."""
+        return self.head(self.features(images, keep)).astype(ms.float32)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) -> what the head sees, (N, D)."""
-        tokens = self.transform_all(images)
+        tokens = self.transform_all(images, keep)
         if self.mean:
             return self.fc_norm(tokens[:, 1:].mean(1))
         return self.norm(tokens[:, :1].reshape(tokens.shape[0], -1))

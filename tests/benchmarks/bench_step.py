@@ -43,10 +43,10 @@ def step_times(plain: bool, ranks: int) -> list[float]:
     else:
         rank = setup("CPU", ranks=ranks)
     config = load_config("configs/demo.yaml", [f"device.ranks={ranks}"])
-    job = build_job(config, classes=[], rank=rank)
+    job = build_job(config, classes=[])
     update = Update(job.loss, job.optimizer, ranks=ranks, accum_iter=1)
     images = np.random.default_rng(rank).integers(0, 256, (config.pretrain.batch_size, 28, 28, 3), dtype=np.uint8)
-    arrays = job.inputs(Batch(images, np.zeros(0), np.zeros(0)), Place(0, 0, 0))
+    arrays = job.inputs(Batch(images, np.zeros(0), np.zeros(0)), Place(0, 0, 0, rank))
     times = []
     for _ in range(STEPS + 1):
         started = time.perf_counter()

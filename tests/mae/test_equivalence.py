@@ -88,9 +88,9 @@ def test_an_image_has_the_same_mask(name, ranks, parts):
         config = job("none", ranks=of_ranks)
         masks = np.zeros((of_parts, rows, of_ranks, 16), np.int32)
         for rank in range(of_ranks):
-            inputs = build_job(config, classes=[], rank=rank).inputs
+            inputs = build_job(config, classes=[]).inputs
             for part in range(of_parts):
-                masks[part, :, rank] = inputs(batch, Place(3, 2, part))[2]
+                masks[part, :, rank] = inputs(batch, Place(3, 2, part, rank))[2]
         whole.append(masks.reshape(images, 16))
     np.testing.assert_array_equal(*whole)
     assert len(np.unique(whole[0], axis=0)) == images, name

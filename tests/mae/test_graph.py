@@ -136,7 +136,7 @@ def _tensors(attribute) -> Iterator[TensorProto]:
 def training_step(compute: dict | None = None) -> Graph:
     """The graph of the step that `mae train` repeats."""
     config = Config.model_validate({**CONFIG, "compute": compute or {}})
-    built = job.build_job(config, classes=[], rank=0)
+    built = job.build_job(config, classes=[])
     update = Update(built.loss, built.optimizer, ranks=1, accum_iter=1)
     built.model.set_train(True)
     ids = ids_from_noise(np.random.default_rng(0).random((IMAGES, PATCHES)), 0.65)

@@ -217,7 +217,7 @@ def trained_parameters(task, monkeypatch):
         return VisionTransformer(sizes, classes, drop_path=drop_path, compute=compute)
 
     monkeypatch.setattr(job, "classifier_from_mae", fresh)
-    optimizer = job.build_job(config, classes=["a", "b", "c"], rank=0).optimizer
+    optimizer = job.build_job(config, classes=["a", "b", "c"]).optimizer
     names = [p.name for p in optimizer.params]
     if task == "linprobe":  # everything at one rate, and upstream's weight decay of 0
         return dict.fromkeys(names, (optimizer.weight_decay, 1.0))

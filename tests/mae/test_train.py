@@ -40,7 +40,11 @@ def test_a_run_learns_and_leaves_what_the_contract_names(trained):
     assert trained.digest == file_digest(trained.checkpoint)
     assert (trained.run_dir / "config.yaml").is_file()
     assert (trained.run_dir / "logs" / "rank_0.log").is_file()
-    assert sorted(int(p.name) for p in (trained.run_dir / "checkpoints").iterdir()) == [12, 24, 36, 48]
+    assert sorted(int(p.name) for p in (trained.run_dir / "checkpoints").iterdir()) == [
+        24,
+        36,
+        48,
+    ]  # keep_checkpoints is 3
 
 
 def test_a_finished_run_is_reused(trained, tiny):
