@@ -241,7 +241,9 @@ def _checkpoints(sheet: _Sheet, recipe: Recipe, parameters: int, hours: float, d
     seconds = sheet.add("checkpoint time", size * 1e9 / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
     count = math.ceil(recipe.epochs / recipe.checkpoint_epochs)
     sheet.add("checkpoints", count, "", f"{recipe.epochs} epochs / every {recipe.checkpoint_epochs}")
-    sheet.add("checkpoints on disk", count * size, "GB", f"{count} * {size:.2f} GB")
+    for_ever = recipe.epochs // recipe.keep_epochs if recipe.keep_epochs else 0
+    kept = min(count, recipe.keep_checkpoints) + for_ever
+    sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
     interval = hours * 3600 / count
     failures = sheet.add(
         "failures",

@@ -1,0 +1,146 @@
+"""Which checkpoints stay, what a full disk leaves, and what may change before a run goes on."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from datasets.stage import InputError
+from mae import checkpoint
+from mae.config import ModelConfig
+from mae.saver import Saver
+from mae.train import run_directory, train
+
+from .test_train import metrics, with_
+
+CARD = checkpoint.ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
+WEIGHTS = {"a": np.zeros(1000, np.float32)}
+
+
+def saved(checkpoints, step, *, updates=4, weights=WEIGHTS):
+    epoch, update = divmod(step, updates)
+    state = {"step": step, "epoch": epoch, "update": update, "loss": 1.0}
+    checkpoint.save(checkpoints / str(step), weights, CARD, moments={}, **state)
+
+
+def stored(checkpoints):
+    return sorted(int(path.name) for path in checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "keep_epochs", "expected"),
+    [
+        ("the newest", 3, None, [16, 18, 20]),
+        ("only one", 1, None, [20]),
+        ("and those of every second epoch", 2, 2, [8, 16, 18, 20]),
+        ("all ends of epochs", 1, 1, [4, 8, 12, 16, 20]),
+    ],
+)
+def test_which_stay(tmp_path, name, keep, keep_epochs, expected):
+    with Saver(tmp_path, keep=keep, keep_epochs=keep_epochs) as saver:
+        for step in range(2, 21, 2):
+            saver.save(step, lambda directory, step=step: saved(tmp_path, step))
+    assert stored(tmp_path) == expected, name
+
+
+def test_a_later_damaged_one_does_not_push_out_good_ones(tmp_path):
+    for step in (2, 4, 6, 8):
+        saved(tmp_path, step)
+    for step in (6, 8):
+        (tmp_path / str(step) / "model.safetensors").write_bytes(b"")
+    assert checkpoint.newest(tmp_path) == tmp_path / "4"
+    with Saver(tmp_path, keep=2, keep_epochs=None) as saver:
+        saver.save(5, lambda directory: saved(tmp_path, 5))
+    assert stored(tmp_path) == [4, 5, 6, 8]
+
+
+def test_a_half_removed_one_is_cleared_away(tmp_path):
+    """As a SIGKILL leaves it: aside, by a process that is gone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f"4.partial-{os.uname().nodename}-{gone.pid}-0123abcd").mkdir()
+    with Saver(tmp_path, keep=1, keep_epochs=None):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from tests.mae.test_saver import saved
+from mae.saver import Saver
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+with Saver(folder, keep=1, keep_epochs=None) as saver:
+    saver.save(2, lambda directory: saved(folder, 2))
+    saver.save(4, lambda directory: saved(folder, 4, weights={"a": np.zeros(1_000_000, np.float32)}))
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    found = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert f"{tmp_path / '4'}: expected room for a checkpoint, found" in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+    assert checkpoint.newest(tmp_path) == tmp_path / "2"
+
+
+@pytest.mark.parametrize(
+    ("name", "sections"),
+    [
+        ("workers", {"data": {"workers": 3}}),
+        ("ranks with the same global batch", {"device": {"ranks": 2}, "pretrain": {"batch_size": 8}}),
+        ("accumulation of it", {"pretrain": {"batch_size": 4, "accum_iter": 4}}),
+        ("what is kept", {"pretrain": {"keep_checkpoints": 9, "keep_epochs": 1, "checkpoint_epochs": 3}}),
+        ("what a failure does", {"pretrain": {"on_non_finite": "decoder_float32"}}),
+    ],
+)
+def test_what_does_not_matter_is_the_same_run(tiny, tmp_path, name, sections):
+    same = with_(tiny, **sections)
+    assert run_directory(same, workspace=tmp_path) == run_directory(tiny, workspace=tmp_path), name
+
+
+def test_what_changed_is_named(tiny, trained):
+    workspace = trained.run_dir.parents[1]
+    other = with_(tiny, pretrain={"blr": 0.5, "batch_size": 20}, model={"depth": 2})
+    with pytest.raises(InputError) as error:
+        train(other, workspace=workspace, resume=True)
+    message = str(error.value)
+    for difference in (
+        "pretrain.blr 0.5 where the checkpoint has 0.08",
+        "global batch 20 where",
+        "model.depth 2 where",
+    ):
+        assert difference in message
+    assert "seed" not in message
+    assert str(trained.checkpoint.parent) in message
+    assert train(tiny, workspace=workspace, resume=True).reused
+
+
+def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
+    """Also where it lies in this run's own directory."""
+    run_dir = run_directory(tiny, workspace=tmp_path)
+    shutil.copytree(trained.run_dir, run_dir)
+    path = run_dir / "checkpoints" / "48" / "state.json"
+    state = json.loads(path.read_text())
+    state["inputs"]["records"] = "0" * 12
+    path.write_text(json.dumps(state))
+    with pytest.raises(InputError, match=r"records [0-9a-f]{12} where the checkpoint has 000000000000"):
+        train(tiny, workspace=tmp_path)
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_batches(tiny, trained, tmp_path):
+    """Two ranks take over from one behind the third epoch: no loss differs by more than rounding."""
+    two = with_(tiny, device={"ranks": 2}, pretrain={"batch_size": 8})
+    run_dir = run_directory(two, workspace=tmp_path)
+    shutil.copytree(trained.run_dir, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "48")
+    run = train(two, workspace=tmp_path)
+    one, found = ([line["loss"] for line in metrics(r.run_dir)] for r in (trained, run))
+    np.testing.assert_allclose(found, one, rtol=1e-4)
+    assert checkpoint.load_state(run.checkpoint.parent).ranks == 2
