@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import save_file
 
 from datasets.records import sources
@@ -48,6 +48,8 @@ class Sample(BaseModel):
 
 class Replay(StageResult):
     """What a step that was run again gave. Parameters are in the model's order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     step: int
     loss: float

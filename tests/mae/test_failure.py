@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from datasets.batches import epoch_order
 from datasets.records import source
-from datasets.stage import InputError, file_digest
+from datasets.stage import InputError, file_digest, write_json
 from mae import checkpoint
 from mae.cli import app
-from mae.failure import FALLBACK, failures, replay
+from mae.failure import FALLBACK, failures, fall_back, replay
 from mae.identity import run_inputs
 from mae.train import run_directory, train
 
@@ -60,10 +60,9 @@ def test_a_failed_step_is_kept_and_runs_again(tiny, trained, tmp_path):
     assert checkpoint.newest(run_dir / "checkpoints") == run_dir / "checkpoints" / "48"
 
 
-@pytest.mark.parametrize("policy", ["stop", "decoder_float32"])
-def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path, policy):
+def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path):
     """Its first layer gives more than float16 holds, and no smaller loss scale helps."""
-    job = with_(tiny, pretrain={"epochs": 5, "on_non_finite": policy}, compute={"dtype": "float16"})
+    job = with_(tiny, pretrain={"epochs": 5, "on_non_finite": "decoder_float32"}, compute={"dtype": "float16"})
     half = tmp_path / "half"
     run_dir = planted(job, trained, half, "decoder_blocks.0.mlp.fc1.weight", 3e6)
     moments = run_dir / "checkpoints" / "48" / "optimizer.safetensors"
@@ -74,21 +73,30 @@ def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path, po
     state = json.loads(path.read_text())
     state["digests"]["optimizer.safetensors"] = file_digest(moments)
     path.write_text(json.dumps(state))
-    if policy == "stop":
-        with pytest.raises(InputError, match="step 49"):
-            train(job, workspace=half)
-        assert not (run_dir / FALLBACK).exists()
-        again = replay(run_dir / "failure" / "step_49")
-        assert not np.isfinite(again.loss)
-        assert again.parameters == []
-        assert again.first_gradient is not None
-        return
     run = train(job, workspace=half)
     assert list(failures(run_dir)) == ["step_49"]
     assert json.loads((run_dir / FALLBACK).read_text())["from_step"] == 48
     assert {line["decoder"] for line in metrics(run_dir)} == {"float32"}
     assert run.steps == 60
     assert checkpoint.load_state(run.checkpoint.parent).decoder_float32
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "compute", "failed", "expected"),
+    [
+        ("wanted", "decoder_float32", {"dtype": "float16"}, True, True),
+        ("not wanted", "stop", {"dtype": "float16"}, True, False),
+        ("in float32 already", "decoder_float32", {"dtype": "float32"}, True, False),
+        ("the decoder too", "decoder_float32", {"dtype": "float16", "decoder_float32": True}, True, False),
+        ("another error", "decoder_float32", {"dtype": "float16"}, False, False),
+    ],
+)
+def test_when_ranks_are_started_again(tiny, tmp_path, name, policy, compute, failed, expected):
+    job = with_(tiny, pretrain={"on_non_finite": policy}, compute=compute)
+    if failed:
+        write_json(tmp_path / "failure" / "step_7" / "failure.json", {})
+    assert fall_back(tmp_path, job, {}) == expected, name
+    assert not fall_back(tmp_path, job, {}), "once only"
 
 
 def test_nothing_to_replay(tmp_path):
