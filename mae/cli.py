@@ -172,7 +172,7 @@ def train(
     if (config is None) == (replay is None):
         raise typer.BadParameter("give either CONFIG or --replay")
     if replay is not None:
-        from mae.failure import replay as run_again
+        from mae.replay import replay as run_again
 
         _show(run_again(replay))
         return

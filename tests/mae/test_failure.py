@@ -13,8 +13,9 @@ from datasets.records import source
 from datasets.stage import InputError, file_digest, write_json
 from mae import checkpoint
 from mae.cli import app
-from mae.failure import FALLBACK, failures, fall_back, replay
+from mae.failure import FALLBACK, failures, fall_back
 from mae.identity import run_inputs
+from mae.replay import replay
 from mae.train import run_directory, train
 
 from .test_train import metrics, with_
