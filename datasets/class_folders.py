@@ -12,15 +12,15 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Optional
+from typing import NamedTuple, Optional
 
 from datasets.archive import Archive, opened, opened_within, refuse
 from datasets.lock import shared
 from datasets.placement import Inner, Parts, Placement
-from datasets.stage import InputError
+from datasets.stage import InputError, room_for
 
+IMAGES = "all images of the archives"
 DONE, WRITING = "done", "writing"  # below a work folder: complete class folders, and what nobody may trust
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Unit(NamedTuple):
@@ -43,7 +43,7 @@ class Written(NamedTuple):
 
 def write(unit: Unit) -> Written:
     """Write the class folders of a unit, all of them or none; runs in a worker process."""
-    with shared(unit.work), disk_errors(unit.root):
+    with shared(unit.work), room_for(IMAGES, unit.root):
         written = _found(unit)
         if written is not None:
             return written
@@ -134,21 +134,6 @@ def _archive(unit: Unit) -> Iterator[Archive]:
     inner = unit.inner
     with opened_within(unit.path, inner.name, inner.offset, inner.size) if inner else opened(unit.path) as archive:
         yield archive
-
-
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        no_room(out, str(error.strerror), "all images of the archives")
-
-
-def no_room(out: Path, found: str, what: str) -> NoReturn:
-    todo = "free some, or choose another disk; nothing was left here"
-    raise InputError(out, expected=f"room for {what}", found=found, todo=todo) from None
 
 
 def _size(path: Path) -> Optional[int]:

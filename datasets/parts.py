@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from datasets.decoder import inspect_apart
 from datasets.image import MAGIC_BYTES, MAX_BYTES, Inspection, sniff, suffix_fault
 from datasets.layout import NO_CLASS, ClassFolder, is_held_out, is_hidden, list_files
-from datasets.stage import atomic_write, checksum
+from datasets.stage import atomic_write, checksum, room_for
 
 VERSION = 4  # raise it when the same file may get another row: all files are then examined again
 PARTS = "parts"
+VALIDATION = "the validation"
 
 SCHEMA = pa.schema(
     [
@@ -135,8 +136,7 @@ def examine(unit: Unit) -> Examined:
     """Examine the files of a unit that no earlier part has, and write the parts that changed.
 
     Raises:
-        InputError: a folder is not readable.
-        OSError: a part cannot be written.
+        InputError: a folder is not readable, or the disk is full.
     """
     earlier = _Earlier(unit)
     count, examined, unchanged = 0, 0, []
@@ -156,7 +156,8 @@ def examine(unit: Unit) -> Examined:
                 row = _examine_file(unit, part, file)
                 examined += 1
             rows.append(row._replace(split=file.split))
-        write_part(unit.working / PARTS / part.file, rows, looks=unit.looks)
+        with room_for(VALIDATION, unit.working.parent):
+            write_part(unit.working / PARTS / part.file, rows, looks=unit.looks)
     return Examined(count, examined, unchanged)
 
 

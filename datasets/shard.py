@@ -27,8 +27,8 @@ from datasets.parallel import in_processes
 from datasets.records import INDEX, SCHEMA, STAMPS, Index, Options, Records, Split, load_index, stamp
 from datasets.shard_plan import VERSION, PlannedShard, planned_shards
 from datasets.shard_reuse import damage, finished_shards, lock_of, remove_partial, take
-from datasets.shard_writer import ATTEMPTS, ENTRIES, Group, no_room, read_entry, room_on, write_group
-from datasets.stage import InputError, PathLike, fsync, refuse_foreign, value_digest, write_json
+from datasets.shard_writer import ATTEMPTS, ENTRIES, SHARDS, Group, read_entry, write_group
+from datasets.stage import InputError, PathLike, fsync, no_room, refuse_foreign, room_for, value_digest, write_json
 from datasets.validate import Validation, load_validation
 
 GROUPS = 64  # at most; more tasks than that are a burden to Prefect's database
@@ -128,7 +128,7 @@ def plan(
     if done is not None:
         logger.info("%s: reusing the records of %s", out, source.root)
         return Plan(validation=source.directory, options=options, out=out, work=work, shards={}, groups=[], done=done)
-    with room_on(out.parent):
+    with room_for(SHARDS, out.parent):
         shards, groups = _prepare(source, options, out, work, full)
     return Plan(validation=source.directory, options=options, out=out, work=work, shards=shards, groups=groups)
 
@@ -157,7 +157,7 @@ def conclude(found: Plan) -> Records:
         options=found.options,
         version=VERSION,
     )
-    with room_on(work):
+    with room_for(SHARDS, work):
         shutil.copyfile(source.directory / MANIFEST, work / MANIFEST)
         fsync(work / MANIFEST)
         stamps[MANIFEST] = stamp(work / MANIFEST)
@@ -219,7 +219,7 @@ def _prepare(
             writer.close()
     free = shutil.disk_usage(work).free
     if room > free:
-        raise no_room(work, f"no space left on the device for {room / 1e6:,.0f} MB")
+        raise no_room(SHARDS, work, f"no space left on the device for {room / 1e6:,.0f} MB")
     logger.info("%s: %d shards to write, %d kept", out, len(missing), sum(map(len, shards.values())) - len(missing))
     return shards, _grouped(missing)
 

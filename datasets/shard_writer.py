@@ -7,7 +7,6 @@ thread and takes no signal handler. The writer itself keeps no state beyond its 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -26,11 +25,11 @@ from datasets.image import stored_bytes
 from datasets.policy import fault_names
 from datasets.records import DATABASE, SCHEMA, SOURCES, SOURCES_SCHEMA, Shard, Stamp, stamp
 from datasets.shard_plan import BATCH, BATCH_BYTES, PlannedShard, stored_as_is
-from datasets.stage import InputError, checksum, file_checksum, write_json
+from datasets.stage import InputError, checksum, file_checksum, no_room, room_for, write_json
 
+SHARDS = "the shards"
 ATTEMPTS, ENTRIES = "attempts", "entries"  # folders of a working directory
 _WRITEBACK_BYTES = 1 << 24
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
 
@@ -121,24 +120,6 @@ def read_source(path: str, size: int, expected: str) -> bytes:
     raise InputError(path, expected=validated, found=fault, todo="run `mae data validate` again")
 
 
-@contextmanager
-def room_on(directory: Path) -> Iterator[None]:
-    """Make an InputError of a full disk, an exhausted quota and a limit on the size of files."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise no_room(directory, str(error.strerror)) from None
-
-
-def no_room(directory: Path, found: str) -> InputError:
-    """What is raised where `directory` cannot take what should be written."""
-    free = shutil.disk_usage(directory).free / 1e6
-    todo = "make room, then repeat the call: finished shards are kept"
-    return InputError(directory, expected="room for the shards", found=f"{found} ({free:,.0f} MB free)", todo=todo)
-
-
 def _entry_path(work: Path, file: str) -> Path:
     return work / ENTRIES / f"{Path(file).name}.json"
 
@@ -147,7 +128,7 @@ def _write_shard(group: Group, planned: PlannedShard) -> None:
     """Write one shard in a directory of its own, then move its files to their places and say so."""
     attempt = group.work / ATTEMPTS / f"{Path(planned.file).stem}-{uuid.uuid4().hex[:8]}"
     try:
-        with room_on(group.work):
+        with room_for(SHARDS, group.work):
             attempt.mkdir()
             rows = pq.ParquetFile(group.rows).read_row_group(planned.row_group)
             target = attempt / Path(planned.file).name
@@ -267,8 +248,8 @@ def _batches(
 def _blame_the_disk(target: Path, page: int, message: str) -> None:
     """Raise InputError if the disk takes no more: MindRecord's own errors do not tell why a write failed."""
     if "No free disk" in message:
-        raise no_room(target.parent, "no space left on device")
-    with room_on(target.parent), open(target, "ab") as file:
+        raise no_room(SHARDS, target.parent, "no space left on device")
+    with room_for(SHARDS, target.parent), open(target, "ab") as file:
         file.write(b"\0" * page)
         file.flush()
         os.fsync(file.fileno())

@@ -5,6 +5,7 @@ Lowest module of the project: it imports nothing of it.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -20,6 +21,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict
 
 PathLike = Union[str, Path]
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
@@ -118,6 +120,23 @@ def refuse_foreign(directory: PathLike, marker: str) -> None:
         found="other files, which would be lost",
         todo="choose another output directory, or remove this one",
     )
+
+
+@contextmanager
+def room_for(what: str, directory: PathLike) -> Iterator[None]:
+    """Make an InputError of a full disk, an exhausted quota and a limit on the size of files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise no_room(what, directory, str(error.strerror)) from None
+
+
+def no_room(what: str, directory: PathLike, found: str) -> InputError:
+    """What is raised where a disk cannot take what should be written to `directory`."""
+    todo = "free some, or choose another disk, and run it again"
+    return InputError(directory, expected=f"room for {what}", found=found, todo=todo)
 
 
 def atomic_write(path: PathLike, content: Union[str, bytes]) -> None:

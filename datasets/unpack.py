@@ -24,12 +24,12 @@ from typing import Any, NamedTuple, Optional
 
 from datasets import imagenet
 from datasets.archive import BLOCK
-from datasets.class_folders import DONE, WRITING, Unit, Written, disk_errors, flush, no_room, replace, write
+from datasets.class_folders import DONE, IMAGES, WRITING, Unit, Written, flush, replace, write
 from datasets.layout import MARKERS
 from datasets.lock import exclusive
 from datasets.parallel import in_processes
 from datasets.placement import Parts, Placement, Survey, survey
-from datasets.stage import InputError, PathLike, StageResult, value_digest, write_json
+from datasets.stage import InputError, PathLike, StageResult, no_room, room_for, value_digest, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def _work_folders(sources: list[_Source], out: Path, new: bool) -> Iterator[None
     They are removed where the input is at fault, and stay for the next attempt where anything else happened.
     """
     try:
-        with disk_errors(out):
+        with room_for(IMAGES, out):
             for source in sources:
                 same_name = re.compile(re.escape(source.path.name) + "-[0-9a-f]{12}")
                 for other in (out / WORK).glob("*"):
@@ -162,7 +162,7 @@ def _check_room(sources: list[_Source], out: Path) -> None:
     needed = sum(source.survey.bytes for source in sources if source not in begun)
     free = shutil.disk_usage(out).free
     if needed > free:
-        no_room(out, f"{free / 1e9:,.3f} GB free", f"{needed / 1e9:,.3f} GB of images")
+        raise no_room(f"{needed / 1e9:,.3f} GB of images", out, f"{free / 1e9:,.3f} GB free")
 
 
 def _extract(sources: list[_Source], out: Path, check_md5: bool, workers: Optional[int]) -> list[list[Written]]:

@@ -6,14 +6,12 @@ killed validation continues where it was, and only conclude's last step, a renam
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
@@ -21,7 +19,7 @@ from datasets.judge import judge
 from datasets.layout import outside
 from datasets.manifest import MANIFEST, manifest_writer
 from datasets.parallel import in_processes
-from datasets.parts import PARTS, Examined, examine
+from datasets.parts import PARTS, VALIDATION, Examined, examine
 from datasets.plan import DEFAULT, Options, Plan, make_plan, request_of
 from datasets.policy import outcome
 from datasets.rows import Totals, manifest_tables
@@ -32,6 +30,7 @@ from datasets.stage import (
     file_digest,
     fsync,
     refuse_foreign,
+    room_for,
     value_digest,
     write_json,
 )
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 SUMMARY = "validation.json"
 _SECONDS = 10.0  # between two lines of progress
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Validation(StageResult):
@@ -93,11 +91,10 @@ def validate(
         InputError: the layout is at fault, a fault was found for which the policy says "fail", nothing usable is left,
             the disk is full, or `out` holds something else.
     """
-    with _clear_errors(Path(out)):
-        found = plan(root, out, options=options, name=name, full=full)
-        few = len(found.units) == 1
-        results = in_processes(examine, found.units, workers=1 if few else workers)
-        return conclude(found, list(_watched(results, found)))
+    found = plan(root, out, options=options, name=name, full=full)
+    few = len(found.units) == 1
+    results = in_processes(examine, found.units, workers=1 if few else workers)
+    return conclude(found, list(_watched(results, found)))
 
 
 def plan(
@@ -115,7 +112,8 @@ def plan(
     """
     out = Path(os.path.abspath(out))
     refuse_foreign(out, SUMMARY)
-    return make_plan(os.path.abspath(root), out, options, name=name, full=full)
+    with room_for(VALIDATION, out.parent):
+        return make_plan(os.path.abspath(root), out, options, name=name, full=full)
 
 
 def conclude(plan: Plan, results: Iterable[Examined]) -> Validation:
@@ -136,17 +134,18 @@ def conclude(plan: Plan, results: Iterable[Examined]) -> Validation:
         return load_validation(plan.out).model_copy(update={"reused": True, "examined": examined})
     if plan.out.exists() and any(plan.out.iterdir()):
         logger.warning("%s: validating again: %s", plan.out, reason)
-    _gather_parts(plan, planned, unchanged)
-    judgement = judge(plan)
-    totals = Totals(plan)
-    with manifest_writer(plan.working / MANIFEST) as append:
-        for table in manifest_tables(plan, judgement, totals):
-            append(table)
-    fsync(plan.working / MANIFEST)
-    totals.refuse()
-    summary = {**plan.request, **totals.summary(), "classes": judgement.classes, "outside": outside(plan.root)}
-    write_json(plan.working / SUMMARY, {**summary, "manifest_digest": file_digest(plan.working / MANIFEST)})
-    _replace(plan.out, plan.working)
+    with room_for(VALIDATION, plan.out.parent):
+        _gather_parts(plan, planned, unchanged)
+        judgement = judge(plan)
+        totals = Totals(plan)
+        with manifest_writer(plan.working / MANIFEST) as append:
+            for table in manifest_tables(plan, judgement, totals):
+                append(table)
+        fsync(plan.working / MANIFEST)
+        totals.refuse()
+        summary = {**plan.request, **totals.summary(), "classes": judgement.classes, "outside": outside(plan.root)}
+        write_json(plan.working / SUMMARY, {**summary, "manifest_digest": file_digest(plan.working / MANIFEST)})
+        _replace(plan.out, plan.working)
     result = load_validation(plan.out).model_copy(update={"examined": examined})
     _log_summary(result, summary)
     return result
@@ -235,19 +234,6 @@ def _replace(out: Path, working: Path) -> None:
     working.rename(out)
     fsync(out.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-@contextmanager
-def _clear_errors(out: Path) -> Iterator[None]:
-    """Say what to do about a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        todo = "free some space and run it again: it goes on where it was"
-        where = out.parent
-        raise InputError(where, expected="room for the validation", found=str(error.strerror), todo=todo) from error
 
 
 def _log_summary(result: Validation, summary: dict[str, Any]) -> None:
