@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 
+LONG = ("test_kill.py", "test_unpack.py", "test_server.py", "test_train.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first: of two processes none is then left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def prefect_api() -> Iterator[None]:
     """A real Prefect server on a temporary database; without heartbeats, which cost a second per flow run."""

@@ -55,9 +55,9 @@ def test_the_same_draw_is_the_same_map():
 class MeanColour(nn.Cell):
     """Three classes: how much of each colour an image has."""
 
-    config = ModelConfig(image_size=16)
+    config, drop_path = ModelConfig(image_size=16), 0.0
 
-    def construct(self, images):
+    def construct(self, images, branches):
         return images.mean((2, 3))
 
 

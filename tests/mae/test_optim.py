@@ -39,7 +39,7 @@ ADAMW = [
     ("gradients as small as eps", (4, 4), (0.9, 0.95), 1.0, 1e-7, 5),
     ("fine-tuning's betas, first step", (4, 4), (0.9, 0.999), 1.0, 1.0, 1),
     ("fine-tuning's betas", (4, 4), (0.9, 0.999), 1.0, 1.0, 20),
-    ("no momentum", (4, 4), (0.0, 0.5), 1.0, 1.0, 60),
+    ("no momentum", (4, 4), (0.0, 0.5), 1.0, 1.0, 20),
 ]
 
 
