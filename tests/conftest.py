@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-
 LONG = ("test_kill.py", "test_unpack.py", "test_server.py", "test_train.py")
 
 
