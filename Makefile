@@ -18,13 +18,13 @@ test: .venv/.installed-test
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
-	$(bin)/pytest -n 2 --dist loadfile
+	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-privileged: .venv/.installed-test
 	$(bin)/pytest -m privileged
 
 parity: .venv/.installed-parity
-	$(bin)/pytest -n 2 --dist loadfile $(shell grep -l importorskip -r tests --include='test_*.py')
+	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(shell grep -l importorskip -r tests --include='test_*.py')
 
 test-pillow-images: .venv/.installed-test
 	$(bin)/pip download --quiet --no-binary pillow --no-deps pillow -c constraints.txt -d .venv/pillow
