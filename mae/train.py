@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
@@ -17,9 +17,12 @@ from . import checkpoint
 from .config import Config, dump_config
 from .device import check_target
 from .failure import failures, fall_back
+from .follow import Follower
 from .identity import differences, run_inputs
 from .launch import run_ranks
-from .metrics import last_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
 
@@ -52,6 +55,7 @@ def train(
     rank_table: Path | None = None,
     resume: bool | None = None,
     report_line: Callable[[str], None] = logger.info,
+    console: Console | None = None,
 ) -> Training:
     """Run the config's task on its records, or continue it from its newest checkpoint, or find it finished.
 
@@ -61,7 +65,8 @@ def train(
         rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
         resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
             False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
-        report_line: called with a line of progress every few seconds.
+        report_line: called with a line of progress per epoch, or per minute where epochs are longer.
+        console: a terminal that gets one line kept up to date instead.
 
     Raises:
         InputError: config, records and machine do not fit each other.
@@ -85,11 +90,11 @@ def train(
         shutil.copyfile(rank_table, run_dir / "rank_table.json")
     before = failures(run_dir)
     try:
-        _run(run_dir, config, report_line)
+        _run(run_dir, config, report_line, console)
     except InputError:
         if not fall_back(run_dir, config, before):
             raise
-        _run(run_dir, config, report_line)
+        _run(run_dir, config, report_line, console)
     result = _finished(run_dir, recipe.epochs)
     if result is None:
         todo = f"read {run_dir / 'logs'}"
@@ -97,17 +102,18 @@ def train(
     return result.model_copy(update={"reused": False})
 
 
-def _run(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
-    run_ranks(
-        ["-m", "mae.engine", str(run_dir)],
-        ranks=config.device.ranks,
-        log_dir=run_dir / "logs",
-        run_dir=run_dir,
-        poll=_Follower(run_dir, config.recipe.epochs, report_line),
-        hang_seconds=HANG_SECONDS,
-        rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
-        python=config.device.python,
-    )
+def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
+    with Follower(run_dir, config, report_line, console) as poll:
+        run_ranks(
+            ["-m", "mae.engine", str(run_dir)],
+            ranks=config.device.ranks,
+            log_dir=run_dir / "logs",
+            run_dir=run_dir,
+            poll=poll,
+            hang_seconds=HANG_SECONDS,
+            rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
+            python=config.device.python,
+        )
 
 
 def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None:
@@ -126,27 +132,6 @@ def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None
             todo = "begin again with --fresh, which removes it"
         expected = "the config and records that this checkpoint was trained with"
         raise InputError(found, expected=expected, found=differences(written, wanted), todo=todo)
-
-
-class _Follower:
-    """Reads metrics.jsonl while the ranks write it: passes lines on, and tells progress from standstill."""
-
-    def __init__(self, run_dir: Path, epochs: int, report_line: Callable[[str], None]) -> None:
-        self.path, self.epochs, self.report_line = run_dir / "metrics.jsonl", epochs, report_line
-        self.reported = -1
-
-    def __call__(self) -> Hashable:
-        last = last_line(self.path)
-        if last is None:
-            return None
-        epoch = int(last["epoch"])
-        if epoch > self.reported:
-            self.reported = epoch
-            rate = last["samples_per_second"]
-            speed = f", {rate:,.0f} images/s" if rate else ""
-            left = f", {(self.epochs - last['epoch']) / last['epoch'] * last['seconds']:.0f} s left" if rate else ""
-            self.report_line(f"epoch {epoch}/{self.epochs}: loss {last['loss']:.4f}, lr {last['lr']:.2e}{speed}{left}")
-        return last["step"]
 
 
 def _records(config: Config) -> Path:
