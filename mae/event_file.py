@@ -54,7 +54,7 @@ class EventFile:
 
         for line in lines:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line).items()]
-            self.writer.write_event(Event(wall_time=line["time"], step=line["step"], summary=Summary(value=values)))
+            self.writer.write_event(Event(wall_time=line.get("time"), step=line["step"], summary=Summary(value=values)))
         self.writer.flush()
 
     def close(self) -> None:
@@ -64,11 +64,19 @@ class EventFile:
             self.writer = None
 
 
+def rewrite(run_dir: Path, lines: list[dict[str, Any]]) -> None:
+    """The event file of all lines of metrics.jsonl."""
+    events = EventFile(run_dir)
+    events.restart()
+    events.add(lines)
+    events.close()
+
+
 def scalars(line: dict[str, Any]) -> dict[str, float]:
     """Value by tag of one line of metrics.jsonl."""
     if line.get(KIND) == EVALUATION:
         return {f"evaluation/{line['protocol']}_top1": line["top1"]}
-    named = {f"{group}/{name}": line[name] for group, names in GROUPS.items() for name in names}
+    named = {f"{group}/{name}": line.get(name) for group, names in GROUPS.items() for name in names}
     return {tag: value for tag, value in {**named, "train/epoch": line["epoch"]}.items() if value is not None}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from .config import Config
 from .event_file import EventFile
 from .metrics import METRICS, Tail, evaluations, readings
+from .verdict import Watch, said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,7 @@ class Follower:
     def __init__(
         self, run_dir: Path, config: Config, report_line: Callable[[str], None], console: Optional[Console] = None
     ) -> None:
-        self.tail, self.events = Tail(run_dir / METRICS), EventFile(run_dir)
+        self.tail, self.events, self.watch = Tail(run_dir / METRICS), EventFile(run_dir), Watch(run_dir, config)
         self.epochs = config.recipe.epochs
         self.report_line = report_line
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
@@ -57,9 +58,12 @@ class Follower:
         if anew:
             self.recent.clear()
             self.events.restart()
+            self.watch.restart()
         if lines:
             self.events.add(lines)
             self._show(readings(lines), evaluations(lines))
+            for finding in self.watch.add(readings(lines)):
+                self.report_line(f"warning: {said(finding)}")
         return self.tail.inode, self.tail.offset
 
     def _show(self, new: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:

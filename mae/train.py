@@ -16,10 +16,15 @@ from datasets.stage import InputError, StageResult, atomic_write, value_digest, 
 from . import checkpoint
 from .config import Config, dump_config
 from .device import check_target
+from .event_file import rewrite
 from .failure import failures, fall_back
 from .follow import Follower
+from .history import remember
 from .identity import differences, run_inputs
 from .launch import run_ranks
+from .metrics import METRICS, read_lines
+from .verdict import FILE as VERDICT
+from .verdict import judge
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,12 +87,16 @@ def train(
     done = _finished(run_dir, recipe.epochs)
     if done is not None:
         logger.info("%s: reusing the finished run", run_dir)
+        if not (run_dir / VERDICT).exists():  # its launcher was killed behind the last checkpoint
+            rewrite(run_dir, read_lines(run_dir / METRICS))
+            _conclude(run_dir, config, report_line)
         return done
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / "config.yaml", dump_config(config))
     write_json(run_dir / "data.json", _data_facts(_records(config)))
     if rank_table is not None:
         shutil.copyfile(rank_table, run_dir / "rank_table.json")
+    (run_dir / VERDICT).unlink(missing_ok=True)
     before = failures(run_dir)
     try:
         _run(run_dir, config, report_line, console)
@@ -99,7 +108,17 @@ def train(
     if result is None:
         todo = f"read {run_dir / 'logs'}"
         raise InputError(run_dir, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
+    _conclude(run_dir, config, report_line)
     return result.model_copy(update={"reused": False})
+
+
+def _conclude(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
+    """Judge a finished run; one whose loss is as it should be is what later ones are compared with."""
+    result = judge(run_dir, config)
+    if not any(finding.about == "loss" for finding in result.findings):
+        remember(run_dir, config)
+    for line in result.lines():
+        report_line(line)
 
 
 def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
