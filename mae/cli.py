@@ -177,10 +177,13 @@ def train(
         _show(run_again(replay))
         return
     assert config is not None
+    from rich.console import Console
+
     from mae.config import load_config
     from mae.train import train as run
 
-    _show(run(load_config(config, overrides or []), workspace=workspace, rank_table=rank_table, resume=resume))
+    job = load_config(config, overrides or [])
+    _show(run(job, workspace=workspace, rank_table=rank_table, resume=resume, console=Console(stderr=True)))
 
 
 @app.command()

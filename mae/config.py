@@ -123,6 +123,9 @@ class DeviceConfig(_Section):
     target: Target = "CPU"
     ranks: int = Field(1, gt=0)
     python: Optional[str] = Field(None, description="interpreter that starts the ranks; none means this one")
+    peak_tflops: Optional[float] = Field(
+        None, gt=0, description="what MFU is measured against; none means 256 for float16 on Ascend, no MFU on CPU"
+    )
 
 
 class ComputeConfig(_Section):

@@ -25,7 +25,7 @@ from .failure import FAILURE, fallback_step, fallen_back, write_failure
 from .identity import run_inputs
 from .job import Job, Place, build_job
 from .launch import rank_main
-from .metrics import MetricsWriter
+from .metrics import Metrics
 from .objective import Accumulate, Report, Update
 from .restore import load_parameters
 from .saver import Saver
@@ -47,7 +47,7 @@ def run(run_dir: Path) -> None:
     recipe, update = job.recipe, build_update(config, job)
     start = _resume(run_dir / "checkpoints", job, update)
     notes = {} if fallback_step(run_dir) is None else {"decoder": "float32"}
-    metrics = MetricsWriter(run_dir / "metrics.jsonl", step=start, notes=notes) if rank == 0 else None
+    metrics = Metrics(run_dir, config, rank=rank, step=start, notes=notes)
     saver = Saver(run_dir / "checkpoints", keep=recipe.keep_checkpoints, keep_epochs=recipe.keep_epochs)
     inputs = run_inputs(load_config(run_dir / "config.yaml")) if rank == 0 else {}
     with saver:
@@ -72,7 +72,7 @@ def build_update(config: Config, job: Job) -> Update:
 
 
 def _updates(
-    run_dir: Path, job: Job, update: Update, config: Config, start: int, rank: int, metrics: MetricsWriter | None
+    run_dir: Path, job: Job, update: Update, config: Config, start: int, rank: int, metrics: Metrics
 ) -> Iterator[tuple[int, int, int, Report | None]]:
     """Train on behind step `start`; yields (steps done, whole epochs done, updates done in the epoch, report) per step.
 
@@ -86,7 +86,7 @@ def _updates(
     job.model.set_train(True)
     for epoch in range(start // updates, recipe.epochs):
         first = max(0, start - epoch * updates)
-        batches = rank_batches(job, config, epoch, rank, start=first * accum_iter)
+        batches = metrics.timed(rank_batches(job, config, epoch, rank, start=first * accum_iter))
         for number in range(first, updates):
             rate = lr_at(
                 epoch + number / updates,
@@ -101,12 +101,11 @@ def _updates(
             inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
             result = update(Tensor(rate, ms.float32), *inputs)
             logged, due = step % LOG_STEPS == 0 or number == updates - 1, _due(recipe, step, updates)
-            report = Report.read(result) if logged or due else None
+            report = metrics.waiting(Report.read, result) if logged or due else None
             if report is not None and report.halted:
                 _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
-            if metrics and logged:
-                done, per_step = epoch + (number + 1) / updates, recipe.batch_size * ranks * accum_iter
-                metrics.write(step, report, epoch=done, lr=rate, images_per_step=per_step)  # type: ignore[arg-type]
+            if report is not None and logged:
+                metrics.write(step, report, epoch=epoch + (number + 1) / updates, lr=rate)
             yield step, step // updates, step % updates, report if due else None
 
 

@@ -5,10 +5,29 @@ LayerNorm, softmax and GELU add about 1 % on ViT-B and are left out, as is usual
 
 from __future__ import annotations
 
-from .config import ModelConfig
+from .config import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
 from .masking import kept_patches
 
 TRAINING = 3  # forward, and twice that backward: by the inputs and by the weights
+PEAK_910A = 256e12  # FLOP/s in float16 (Ascend's data sheet)
+
+
+def training_flops(model: ModelConfig, recipe: Recipe) -> float:
+    """One image of a training step; blocks that are computed again for their gradients count once."""
+    if isinstance(recipe, PretrainConfig):
+        return TRAINING * mae_flops(model, recipe.mask_ratio)
+    return encoder_flops(model) * (1 if isinstance(recipe, LinprobeConfig) else TRAINING)
+
+
+def peak_flops(config: Config) -> float | None:
+    """What a device can do at most, FLOP/s: `device.peak_tflops`, or a 910A's data sheet for float16, or not known.
+
+    A CPU has no peak here: what a product reaches depends on its shape and on how many cores a rank has.
+    """
+    if config.device.peak_tflops is not None:
+        return config.device.peak_tflops * 1e12
+    half = config.compute.dtype in (None, "float16")
+    return PEAK_910A if config.device.target == "Ascend" and half else None
 
 
 def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:

@@ -1,57 +1,191 @@
-"""metrics.jsonl: one line of progress per few steps, written by rank 0, read by whoever follows the run."""
+"""metrics.jsonl: what rank 0 tells of the run every few steps; metrics/rank_<n>.jsonl: how each rank spent its time.
+
+A line of metrics.jsonl without `kind` is a reading of the training:
+
+    step, epoch               updates and epochs done
+    loss, grad_norm, lr       of the step; the loss over all ranks, the norm before clipping
+    loss_scale, overflows     of the next update; updates skipped so far
+    samples_per_second        images a second since the last reading, of all ranks; none in the first interval of an
+                              attempt, which compiles the graph, as are all values below that stand for time
+    samples_per_second_device the same of one rank
+    step_seconds              mean of the interval
+    data_wait                 share of it that the loop waited for the next batch
+    device_wait               share of it that the loop waited for the device's results at readings
+    tflops, mfu               matrix products of a device, 1e12 a second; share of its peak (none: no peak known)
+    seconds, time             since the ranks were started; Unix time
+
+A line with `kind: evaluation` is a measurement between epochs (mae/probe.py). A resumed run cuts off what an earlier
+attempt wrote behind its checkpoint, so that a step stands here once.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datasets.stage import atomic_write
+
+from .config import Config
+from .flops import peak_flops, training_flops
 
 if TYPE_CHECKING:
     from .objective import Report
 
+METRICS, RANKS = "metrics.jsonl", "metrics"
+KIND, EVALUATION = "kind", "evaluation"
+T = TypeVar("T")
 
-class MetricsWriter:
-    """Appends lines; the run goes on after `step`, so what an earlier attempt wrote behind it is cut off."""
 
-    def __init__(self, path: Path, *, step: int, notes: dict[str, Any] | None = None) -> None:
-        """`notes` are written into each line."""
-        self.path, self.notes = path, notes or {}
+class Metrics:
+    """Measures one rank's loop on the host and writes its lines. Nothing here waits for the device.
+
+    Args:
+        run_dir: rank 0 writes metrics.jsonl there; of several ranks each writes metrics/rank_<n>.jsonl.
+        step: the run goes on behind it.
+        notes: written into each line of metrics.jsonl.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: Config, *, rank: int, step: int, notes: dict[str, Any] | None = None
+    ) -> None:
+        self.config, self.rank, self.notes = config, rank, notes or {}
+        self.path = run_dir / METRICS if rank == 0 else None
+        self.rank_path = run_dir / RANKS / f"rank_{rank}.jsonl" if config.device.ranks > 1 else None
+        for path in filter(None, (self.path, self.rank_path)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut(path, step)
+        self.flops, self.peak = training_flops(config.model, config.recipe), peak_flops(config)
         self.started = self.last_time = time.monotonic()
         self.last_step: int | None = None
-        if path.exists():
-            whole_lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in whole_lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            atomic_write(path, "".join(kept))
+        self.data_seconds = self.device_seconds = 0.0
 
-    def write(self, step: int, report: Report, *, epoch: float, lr: float, images_per_step: int) -> None:
-        """Add a line. `samples_per_second` counts all ranks; the first interval, which compiles, has none."""
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches, with the time counted in which the loop waits for them."""
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.data_seconds += time.monotonic() - asked
+            yield batch
+
+    def waiting(self, read: Callable[[Any], T], result: Any) -> T:
+        """`read(result)`, with the time counted that it takes until the device has the result."""
+        asked = time.monotonic()
+        value = read(result)
+        self.device_seconds += time.monotonic() - asked
+        return value
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is done within is no part of the interval."""
+        began = time.monotonic()
+        yield
+        self.last_time += time.monotonic() - began
+
+    def write(self, step: int, report: Report, *, epoch: float, lr: float) -> None:
+        """Add a reading, which ends an interval."""
         now = time.monotonic()
-        rate = None
-        if self.last_step is not None:
-            rate = round((step - self.last_step) * images_per_step / (now - self.last_time), 1)
+        steps, took = step - (self.last_step or 0), now - self.last_time
+        first = self.last_step is None
+        shares = {"data_wait": _round(self.data_seconds / took), "device_wait": _round(self.device_seconds / took)}
+        if self.rank_path and not first:
+            host = os.uname().nodename
+            _append(self.rank_path, {"step": step, "steps": steps, "seconds": _round(took), **shares, "host": host})
+        if self.path:
+            recipe = self.config.recipe
+            rate = steps * recipe.batch_size * recipe.accum_iter / took  # of one rank
+            speed = {
+                "samples_per_second": round(rate * self.config.device.ranks, 1),
+                "samples_per_second_device": round(rate, 1),
+                "step_seconds": _round(took / steps),
+                **shares,
+                "tflops": _round(rate * self.flops / 1e12),
+                "mfu": _round(rate * self.flops / self.peak) if self.peak else None,
+            }
+            line = {
+                "step": step,
+                "epoch": round(epoch, 4),
+                "loss": report.loss,
+                "lr": lr,
+                "grad_norm": report.grad_norm,
+                "loss_scale": report.loss_scale,
+                "overflows": report.overflows,
+                **(dict.fromkeys(speed) if first else speed),
+                **self._clock(),
+                **self.notes,
+            }
+            _append(self.path, line)
         self.last_step, self.last_time = step, now
-        line = {
-            "step": step,
-            "epoch": round(epoch, 4),
-            "loss": report.loss,
-            "lr": lr,
-            "grad_norm": report.grad_norm,
-            "loss_scale": report.loss_scale,
-            "overflows": report.overflows,
-            "samples_per_second": rate,
-            "seconds": round(now - self.started, 2),
-            **self.notes,
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.data_seconds = self.device_seconds = 0.0
+
+    def write_evaluation(self, step: int, *, epoch: float, **values: Any) -> None:
+        """Add a measurement of the encoder."""
+        if self.path:
+            _append(self.path, {KIND: EVALUATION, "step": step, "epoch": epoch, **values, **self._clock()})
+
+    def _clock(self) -> dict[str, float]:
+        return {"seconds": round(time.monotonic() - self.started, 2), "time": round(time.time(), 3)}
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line; none if there is none yet."""
-    if not path.exists():
-        return None
-    text = path.read_text().rpartition("\n")[0].rpartition("\n")[2]
-    return json.loads(text) if text else None
+class Tail:
+    """Reads a file of lines while another process writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = self.inode = 0
+
+    def read(self) -> tuple[bool, list[dict[str, Any]]]:
+        """The whole lines that came since the last call; all of them, and True, where the file is another one."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return False, []
+        with file:
+            found = os.fstat(file.fileno())
+            anew = found.st_ino != self.inode or found.st_size < self.offset
+            if anew:
+                self.inode, self.offset = found.st_ino, 0
+            file.seek(self.offset)
+            whole = file.read().rpartition(b"\n")[0]
+        if not whole:
+            return anew, []
+        self.offset += len(whole) + 1
+        return anew, [json.loads(line) for line in whole.split(b"\n")]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; none if there is no file."""
+    return Tail(path).read()[1]
+
+
+def readings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those lines that are no evaluations."""
+    return [line for line in lines if KIND not in line]
+
+
+def evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those lines that are."""
+    return [line for line in lines if line.get(KIND) == EVALUATION]
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the lines behind `step`, and what a kill has left of one."""
+    if path.exists():
+        kept = [line for line in read_lines(path) if line["step"] <= step]
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -15,14 +15,13 @@ from datasets.batches import steps_per_epoch
 from datasets.records import load_index
 
 from .config import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
-from .flops import TRAINING, encoder_flops, mae_flops
+from .flops import PEAK_910A, TRAINING, training_flops
 from .masking import kept_patches
 from .plan_rate import measure
 
 IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
 IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
 SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped sample
-PEAK = 256e12  # FLOP/s of a 910A in float16 (Ascend's data sheet)
 # Share of the peak that Ascend's PyTorch port of MAE reaches on eight 910A (ModelZoo-PyTorch, MAE_for_PyTorch):
 # pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
 UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linprobe": 0.1165}  # a probe is assumed to be as good
@@ -166,10 +165,8 @@ def _training(
     sheet.add("effective batch", effective, "images", how)
     how = f"{recipe.epochs} epochs * ({data.train:,} images // {effective:,})"
     steps = sheet.add("updates", recipe.epochs * updates, "", how)
-    forward = mae_flops(model, recipe.mask_ratio) if isinstance(recipe, PretrainConfig) else encoder_flops(model)
-    passes = 1 if isinstance(recipe, LinprobeConfig) else TRAINING
-    how = f"{passes} * the forward pass's matrix products"
-    flops = sheet.add("work", passes * forward / 1e9, "GFLOP/image", how) * 1e9
+    how = f"{1 if isinstance(recipe, LinprobeConfig) else TRAINING} * the forward pass's matrix products"
+    flops = sheet.add("work", training_flops(model, recipe) / 1e9, "GFLOP/image", how) * 1e9
     speed = _speed(sheet, task, config, flops, rate, data.classes)
     how = f"{steps:,.0f} updates * {effective:,} images / ({speed:,.0f} images/s * {devices} devices)"
     hours = sheet.add("time", steps * effective / (speed * devices) / 3600, "h", how)
@@ -188,9 +185,10 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
     if config.device.target == "Ascend":
         share = UTILISATION[task]
         how = (
-            f"{share:.1%} of {PEAK / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A, / {flops / 1e9:.1f} GFLOP"
+            f"{share:.1%} of {PEAK_910A / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A, "
+            f"/ {flops / 1e9:.1f} GFLOP"
         )
-        return sheet.add("rate", share * PEAK / flops, "images/s and device", how)
+        return sheet.add("rate", share * PEAK_910A / flops, "images/s and device", how)
     found = measure(config.model_copy(update={"task": task}), classes)
     how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (mean of {found.steps} steps)"
     sheet.add("measured memory", found.peak_bytes / 1e9, "GB per device", "largest resident size of the rank")

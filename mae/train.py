@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
@@ -16,10 +16,18 @@ from datasets.stage import InputError, StageResult, atomic_write, value_digest, 
 from . import checkpoint
 from .config import Config, dump_config
 from .device import check_target
+from .event_file import rewrite
 from .failure import failures, fall_back
+from .follow import Follower
+from .history import remember
 from .identity import differences, run_inputs
 from .launch import run_ranks
-from .metrics import last_line
+from .metrics import METRICS, read_lines
+from .verdict import FILE as VERDICT
+from .verdict import judge
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
 
@@ -52,6 +60,7 @@ def train(
     rank_table: Path | None = None,
     resume: bool | None = None,
     report_line: Callable[[str], None] = logger.info,
+    console: Console | None = None,
 ) -> Training:
     """Run the config's task on its records, or continue it from its newest checkpoint, or find it finished.
 
@@ -61,7 +70,8 @@ def train(
         rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
         resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
             False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
-        report_line: called with a line of progress every few seconds.
+        report_line: called with a line of progress per epoch, or per minute where epochs are longer.
+        console: a terminal that gets one line kept up to date instead.
 
     Raises:
         InputError: config, records and machine do not fit each other.
@@ -77,37 +87,52 @@ def train(
     done = _finished(run_dir, recipe.epochs)
     if done is not None:
         logger.info("%s: reusing the finished run", run_dir)
+        if not (run_dir / VERDICT).exists():  # its launcher was killed behind the last checkpoint
+            rewrite(run_dir, read_lines(run_dir / METRICS))
+            _conclude(run_dir, config, report_line)
         return done
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / "config.yaml", dump_config(config))
     write_json(run_dir / "data.json", _data_facts(_records(config)))
     if rank_table is not None:
         shutil.copyfile(rank_table, run_dir / "rank_table.json")
+    (run_dir / VERDICT).unlink(missing_ok=True)
     before = failures(run_dir)
     try:
-        _run(run_dir, config, report_line)
+        _run(run_dir, config, report_line, console)
     except InputError:
         if not fall_back(run_dir, config, before):
             raise
-        _run(run_dir, config, report_line)
+        _run(run_dir, config, report_line, console)
     result = _finished(run_dir, recipe.epochs)
     if result is None:
         todo = f"read {run_dir / 'logs'}"
         raise InputError(run_dir, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
+    _conclude(run_dir, config, report_line)
     return result.model_copy(update={"reused": False})
 
 
-def _run(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
-    run_ranks(
-        ["-m", "mae.engine", str(run_dir)],
-        ranks=config.device.ranks,
-        log_dir=run_dir / "logs",
-        run_dir=run_dir,
-        poll=_Follower(run_dir, config.recipe.epochs, report_line),
-        hang_seconds=HANG_SECONDS,
-        rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
-        python=config.device.python,
-    )
+def _conclude(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
+    """Judge a finished run; one whose loss is as it should be is what later ones are compared with."""
+    result = judge(run_dir, config)
+    if not any(finding.about == "loss" for finding in result.findings):
+        remember(run_dir, config)
+    for line in result.lines():
+        report_line(line)
+
+
+def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
+    with Follower(run_dir, config, report_line, console) as poll:
+        run_ranks(
+            ["-m", "mae.engine", str(run_dir)],
+            ranks=config.device.ranks,
+            log_dir=run_dir / "logs",
+            run_dir=run_dir,
+            poll=poll,
+            hang_seconds=HANG_SECONDS,
+            rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
+            python=config.device.python,
+        )
 
 
 def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None:
@@ -126,27 +151,6 @@ def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None
             todo = "begin again with --fresh, which removes it"
         expected = "the config and records that this checkpoint was trained with"
         raise InputError(found, expected=expected, found=differences(written, wanted), todo=todo)
-
-
-class _Follower:
-    """Reads metrics.jsonl while the ranks write it: passes lines on, and tells progress from standstill."""
-
-    def __init__(self, run_dir: Path, epochs: int, report_line: Callable[[str], None]) -> None:
-        self.path, self.epochs, self.report_line = run_dir / "metrics.jsonl", epochs, report_line
-        self.reported = -1
-
-    def __call__(self) -> Hashable:
-        last = last_line(self.path)
-        if last is None:
-            return None
-        epoch = int(last["epoch"])
-        if epoch > self.reported:
-            self.reported = epoch
-            rate = last["samples_per_second"]
-            speed = f", {rate:,.0f} images/s" if rate else ""
-            left = f", {(self.epochs - last['epoch']) / last['epoch'] * last['seconds']:.0f} s left" if rate else ""
-            self.report_line(f"epoch {epoch}/{self.epochs}: loss {last['loss']:.4f}, lr {last['lr']:.2e}{speed}{left}")
-        return last["step"]
 
 
 def _records(config: Config) -> Path:

@@ -18,7 +18,16 @@ from mae.train import _resolved, run_directory, train
 
 from .test_train import with_
 
-TIMING = ("samples_per_second", "seconds", "step_seconds", "data_wait")
+TIMING = (
+    "samples_per_second",
+    "samples_per_second_device",
+    "step_seconds",
+    "data_wait",
+    "device_wait",
+    "tflops",
+    "mfu",
+)
+CLOCK = ("seconds", "time")
 SECONDS = 120  # that an attempt may take to come to the step at which it is killed
 RECIPE = {"epochs": 30, "ema": 0.9, "checkpoint_epochs": 50, "checkpoint_steps": 5}
 MOMENT = 3.0  # seconds: a rank has begun to train by then, or it has not
@@ -31,7 +40,7 @@ KILLS = {  # 18 and 3; "write" is a rank that is writing a checkpoint, "moment" 
 def lines(run_dir):
     """metrics.jsonl without what depends on the machine's speed."""
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMING} for line in found]
+    return [{key: value for key, value in line.items() if key not in (*TIMING, *CLOCK)} for line in found]
 
 
 def steps(run_dir):
