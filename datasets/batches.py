@@ -111,14 +111,16 @@ def ordered_batches(
     workers: int = 2,
     rank: int = 0,
     ranks: int = 1,
+    limit: int | None = None,
 ) -> Iterator[Batch]:
     """Every record of a split once, in stored order, resized and cropped for evaluation; the last batch may be short.
 
     Of several ranks each reads a stretch of the split: they differ by one image at most, none is read twice or padded,
-    and with more ranks than images some have no batch.
+    and with more ranks than images some have no batch. `limit` takes the first records only.
     """
     directory = Path(directory)
     images = load_index(directory).splits[split].images
+    images = images if limit is None else min(images, limit)
     mine = np.arange(images * rank // ranks, images * (rank + 1) // ranks)
 
     def prepare(number: int) -> View:

@@ -179,6 +179,15 @@ class PretrainConfig(_Training):
     betas: tuple[Memory, Memory] = (0.9, 0.95)
     mask_ratio: float = Field(0.75, gt=0, lt=1)
     crop_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the area that a random crop keeps")
+    eval_epochs: Optional[int] = Field(
+        None,
+        gt=0,
+        description="epochs between evaluations of the encoder on the validation images; none: no evaluation",
+    )
+    eval_protocols: list[Literal["knn", "linear"]] = Field(["knn"], min_length=1, description="see `mae evaluate`")
+    eval_images: int = Field(
+        10_000, gt=0, description="images of train and of val, at most each, that these evaluations take"
+    )
     on_non_finite: Literal["stop", "decoder_float32"] = Field(
         "stop", description="decoder_float32: go back to the last checkpoint once, and on with the decoder in float32"
     )

@@ -6,7 +6,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from datasets.records import load_index
 from datasets.stage import InputError
 
 from . import checkpoint
-from .config import Config, LinprobeConfig, Recipe, load_config
+from .config import Config, LinprobeConfig, PretrainConfig, Recipe, load_config
 from .device import compute_dtype, setup
 from .failure import FAILURE, fallback_step, fallen_back, write_failure
 from .identity import run_inputs
 from .job import Job, Place, build_job
 from .launch import rank_main
 from .metrics import Metrics
+from .model import MaskedAutoencoder
 from .objective import Accumulate, Report, Update
 from .restore import load_parameters
 from .saver import Saver
@@ -50,12 +51,15 @@ def run(run_dir: Path) -> None:
     metrics = Metrics(run_dir, config, rank=rank, step=start, notes=notes)
     saver = Saver(run_dir / "checkpoints", keep=recipe.keep_checkpoints, keep_epochs=recipe.keep_epochs)
     inputs = run_inputs(load_config(run_dir / "config.yaml")) if rank == 0 else {}
+    probe = _probe(run_dir, config, job, metrics, start) if rank == 0 else None
     with saver:
         for step, epoch, done, report in _updates(run_dir, job, update, config, start, rank, metrics):
             if rank == 0 and report is not None:
                 state = {"step": step, "epoch": epoch, "update": done, "loss": report.loss, "inputs": inputs}
                 _save(saver, job, update, config, state)
             saver.check()
+            if probe is not None:
+                probe(step)
 
 
 def build_update(config: Config, job: Job) -> Update:
@@ -107,6 +111,16 @@ def _updates(
             if report is not None and logged:
                 metrics.write(step, report, epoch=epoch + (number + 1) / updates, lr=rate)
             yield step, step // updates, step % updates, report if due else None
+
+
+def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics, start: int) -> Callable[[int], None] | None:
+    """What evaluates between epochs, where the config says so."""
+    if not isinstance(job.recipe, PretrainConfig) or job.recipe.eval_epochs is None:
+        return None
+    from .probe import Probe  # with scikit-learn, which takes a second
+
+    assert isinstance(job.model, MaskedAutoencoder)
+    return Probe(run_dir, config, job.model, metrics, start=start)
 
 
 def _due(recipe: Recipe, step: int, updates: int) -> bool:

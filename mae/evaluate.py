@@ -161,8 +161,7 @@ def _measure(protocol: str, model: Path, records: Path, config: Config, workspac
         )
         yield _classify(train(job, workspace=workspace).checkpoint, records, config)
     else:
-        judge = _linear_judge(config.linear or LinearConfig()) if protocol == "linear" else _neighbours_judge
-        yield from _frozen(model, records, config, judge)
+        yield from _frozen(model, records, config, frozen_judge(protocol, config))
 
 
 def _frozen(
@@ -183,6 +182,11 @@ def _frozen(
         )
         correct = judge(train_set, val_set) == val_set.labels
         yield Score(encoder=name, top1=float(correct.mean()), images=len(correct), features=val_set.values.shape[1])
+
+
+def frozen_judge(protocol: str, config: Config) -> Callable[[Features, Features], np.ndarray]:
+    """The function (train features, val features) -> predicted labels of val, for protocol linear or knn."""
+    return _linear_judge(config.linear or LinearConfig()) if protocol == "linear" else _neighbours_judge
 
 
 def _linear_judge(settings: LinearConfig) -> Callable[[Features, Features], np.ndarray]:

@@ -66,11 +66,23 @@ def pixel_features(images: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def split_features(
-    records: Path, split: str, model: ModelConfig, compute: Callable[[np.ndarray], np.ndarray], *, workers: int
+    records: Path,
+    split: str,
+    model: ModelConfig,
+    compute: Callable[[np.ndarray], np.ndarray],
+    *,
+    workers: int,
+    limit: int | None = None,
 ) -> Features:
-    """Features of every record of a split, each exactly once."""
+    """Features of every record of a split, each exactly once, or of its first `limit` records."""
     batches = ordered_batches(
-        records, split, image_shape=model.image_shape, crop_pct=model.crop_pct, batch_size=BATCH, workers=workers
+        records,
+        split,
+        image_shape=model.image_shape,
+        crop_pct=model.crop_pct,
+        batch_size=BATCH,
+        workers=workers,
+        limit=limit,
     )
     parts = [(compute(batch.images), batch.labels) for batch in batches]
     return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))

@@ -20,6 +20,9 @@ IMMATERIAL = (
     "keep_checkpoints",
     "keep_epochs",
     "on_non_finite",
+    "eval_epochs",
+    "eval_protocols",
+    "eval_images",
 )
 
 

@@ -32,6 +32,9 @@ from datasets.manifest import MANIFEST
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, value_digest
 from mae.config import load_config
 from mae.faulty_files import FaultExamples, fault_examples
+from mae.metrics import EVALUATION, KIND
+from mae.verdict import FILE as VERDICT
+from mae.verdict import Verdict
 
 MOST_PICTURES = 24  # a ViT-B/16 picture is about 0.2 MB: the page stays below 10 MB
 MOST_POINTS = 500  # of the loss curve: about one for two pixels of the page's width
@@ -49,7 +52,7 @@ CHART_STYLE: dict[str, Any] = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     **dict.fromkeys(("axes.grid", "figure.constrained_layout.use"), True),
 }
-_T = TypeVar("_T", bound="_FromFile")
+_T = TypeVar("_T", bound=BaseModel)
 
 
 class Report(StageResult):
@@ -72,6 +75,16 @@ class Step(_FromFile):
         description="images per second, all ranks together; none while compiling"
     )
     seconds: float = Field(description="since the training processes started")
+
+
+class Measured(_FromFile):
+    """A line of metrics.jsonl that was measured between epochs."""
+
+    step: int
+    epoch: float
+    protocol: str
+    top1: float = Field(ge=0, le=1)
+    images: int
 
 
 class Result(_FromFile):
@@ -127,6 +140,7 @@ class Training:
     """`steps` is the course that led to the last state: of a step that ran twice, the later attempt."""
 
     steps: list[Step] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
     seconds: float = 0.0  # over all attempts
     repeated: int = 0  # lines that a resumed run replaced
     torn: bool = False  # a kill cut the last line short
@@ -164,6 +178,7 @@ def report(run_dir: PathLike) -> Report:
     config = load_config(run_dir / "config.yaml")
     training = _read_metrics(sources)
     data = _parse(sources, "data.json", Data) if sources.has("data.json") else None
+    judged = _parse(sources, VERDICT, Verdict) if sources.has(VERDICT) else None
     files = sorted((run_dir / "evaluations").glob("*.json"))
     evaluations = {file.stem: _parse(sources, f"evaluations/{file.name}", Evaluation) for file in files}
     pictures, predicted = _read_pictures(sources)
@@ -172,6 +187,7 @@ def report(run_dir: PathLike) -> Report:
         config=config,
         config_text=config_text,
         training=training,
+        judged=judged,
         data=data,
         faulty=_faulty(data),
         evaluations=evaluations,
@@ -211,6 +227,9 @@ def _read_metrics(sources: _Sources) -> Training:
     except ValueError:
         training.torn = bool(last)
     for number, text in enumerate(lines, 1):
+        if _kind(text) == EVALUATION:
+            training.measured.append(_parse(sources, "metrics.jsonl", Measured, part=f", line {number}", text=text))
+            continue
         step = _parse(sources, "metrics.jsonl", Step, part=f", line {number}", text=text)
         while training.steps and training.steps[-1].step >= step.step:
             training.steps.pop()
@@ -219,6 +238,15 @@ def _read_metrics(sources: _Sources) -> Training:
         clock = step.seconds
         training.steps.append(step)
     return training
+
+
+def _kind(text: bytes) -> Any:
+    """What a line says it is; lines that cannot be read are named by who reads them."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line.get(KIND) if isinstance(line, dict) else None
 
 
 def _faulty(data: Data | None) -> list[FaultExamples]:

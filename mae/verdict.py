@@ -201,6 +201,12 @@ def judge(run_dir: Path, config: Config) -> Verdict:
     return result
 
 
+def load_verdict(run_dir: Path) -> Optional[Verdict]:
+    """What verdict.json says; none where there is none."""
+    path = run_dir / FILE
+    return Verdict.model_validate_json(path.read_text()) if path.is_file() else None
+
+
 def said(finding: Finding) -> str:
     """A finding in one line."""
     return f"{finding.name} (step {finding.first_step:,} to {finding.last_step:,}): {finding.message}"

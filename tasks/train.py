@@ -8,6 +8,7 @@ from mae.config import Config
 from mae.launch import RanksFailed
 from mae.train import Training
 from mae.train import train as train_ranks
+from mae.verdict import load_verdict
 from tasks.stage import markdown, stage_task, table, unchanged
 
 
@@ -29,4 +30,6 @@ def intact(result: Training) -> bool:
 
 def summary(result: Training) -> str:
     """Where the run is and how it ended, as markdown."""
-    return f"`{result.run_dir}`\n\n{table(('steps', 'last loss'), [(f'{result.steps:,}', f'{result.loss:.4f}')])}"
+    text = f"`{result.run_dir}`\n\n{table(('steps', 'last loss'), [(f'{result.steps:,}', f'{result.loss:.4f}')])}"
+    judged = load_verdict(result.run_dir)
+    return text if judged is None else text + "".join(f"\n\n{line}" for line in judged.lines())

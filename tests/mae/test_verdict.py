@@ -222,16 +222,16 @@ def test_looks_are_the_same_whenever_one_asks():
 
 
 @pytest.mark.parametrize(
-    ("name", "slow", "finding", "rank"),
-    [("one of two", ["1"], "slow_rank", 1), ("both", ["0", "1"], "data_starvation", None)],
+    ("name", "ranks", "slow", "finding", "rank"),
+    [("one of two", 2, ["1"], "slow_rank", 1), ("all", 1, ["0"], "data_starvation", None)],
 )
-def test_ranks_whose_batches_come_late(tiny, tmp_path, name, slow, finding, rank):
-    job = _resolved(with_(tiny, device={"ranks": 2}, pretrain={"epochs": 13, "batch_size": 8}))
+def test_ranks_whose_batches_come_late(tiny, tmp_path, name, ranks, slow, finding, rank):
+    job = _resolved(with_(tiny, device={"ranks": ranks}, pretrain={"epochs": 13, "batch_size": 16 // ranks}))
     run_dir = tmp_path / "runs" / "r"
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump_config(job))
     command = [str(Path(__file__).with_name("slow_engine.py")), str(run_dir), "0.05", *slow]
-    run_ranks(command, ranks=2, log_dir=run_dir / "logs", run_dir=run_dir)
+    run_ranks(command, ranks=ranks, log_dir=run_dir / "logs", run_dir=run_dir)
     found = {f.name: f for f in verdict(run_dir, job, lost_seconds=1.0).findings}
     assert list(found) == [finding], name
     assert found[finding].figures["data_wait"] > 0.3

@@ -1,0 +1,74 @@
+"""What the encoder is worth while it is being pre-trained: kNN or a linear probe between epochs, into metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mindspore import Tensor
+
+from datasets.batches import steps_per_epoch
+from datasets.records import load_index
+
+from .config import Config, LinearConfig, PretrainConfig
+from .evaluate import frozen_judge
+from .features import encoder_features, split_features
+from .metrics import METRICS, Metrics, evaluations, read_lines
+from .model import MaskedAutoencoder
+
+
+class Probe:
+    """Evaluates in rank 0's process; the others wait for it in their next all-reduce, on Ascend half an hour at most.
+
+    The features come from a copy of the encoder with a graph of its own, so that nothing of the training is touched.
+    Records are stored in shuffled order: the first `eval_images` of a split are a sample of it, the same each time.
+
+    Args:
+        model: what is trained.
+        start: the run goes on behind this step; an evaluation that a kill has prevented there is made up for.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: Config, model: MaskedAutoencoder, metrics: Metrics, *, start: int
+    ) -> None:
+        recipe = config.recipe
+        assert isinstance(recipe, PretrainConfig)
+        self.config, self.recipe, self.model, self.metrics = config, recipe, model, metrics
+        self.copy = MaskedAutoencoder(config.model)
+        self.features = encoder_features(self.copy, (config.linear or LinearConfig()).pool)
+        self.records = Path(str(config.data.records))
+        images = load_index(self.records).splits["train"].images
+        batch = recipe.batch_size * recipe.accum_iter
+        self.updates = steps_per_epoch(images, batch_size=batch, ranks=config.device.ranks)
+        if start and start not in {line["step"] for line in evaluations(read_lines(run_dir / METRICS))}:
+            self(start)
+
+    def __call__(self, step: int) -> None:
+        """Evaluate where the step ends an epoch in which it is due."""
+        epoch, rest = divmod(step, self.updates)
+        if rest or self.recipe.eval_epochs is None or epoch % self.recipe.eval_epochs:
+            return
+        with self.metrics.apart():
+            self._measure(step, epoch)
+
+    def _measure(self, step: int, epoch: int) -> None:
+        began = time.monotonic()
+        for to, now in zip(self.copy.get_parameters(), self.model.get_parameters()):
+            to.set_data(Tensor(now.asnumpy().copy()))
+        workers, limit = self.config.data.workers, self.recipe.eval_images
+        train, val = (
+            split_features(self.records, split, self.config.model, self.features, workers=workers, limit=limit)
+            for split in ("train", "val")
+        )
+        for protocol in self.recipe.eval_protocols:
+            correct = frozen_judge(protocol, self.config)(train, val) == val.labels
+            took, began = time.monotonic() - began, time.monotonic()
+            self.metrics.write_evaluation(
+                step,
+                epoch=float(epoch),
+                protocol=protocol,
+                top1=float(correct.mean()),
+                images=len(correct),
+                train_images=len(train.labels),
+                evaluation_seconds=round(took, 2),
+            )
