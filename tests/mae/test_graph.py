@@ -17,7 +17,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.api import _cell_graph_executor
 from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
 
-from mae import job, model
+from mae import job, model, objective
 from mae.config import Config
 from mae.device import setup
 from mae.masking import ids_from_noise
@@ -133,11 +133,11 @@ def _tensors(attribute) -> Iterator[TensorProto]:
         yield from _tensors(value)
 
 
-def training_step(compute: dict | None = None) -> Graph:
+def training_step(compute: dict | None = None, ranks: int = 1) -> Graph:
     """The graph of the step that `mae train` repeats."""
     config = Config.model_validate({**CONFIG, "compute": compute or {}})
     built = job.build_job(config, classes=[])
-    update = Update(built.loss, built.optimizer, ranks=1, accum_iter=1)
+    update = Update(built.loss, built.optimizer, ranks=ranks, accum_iter=1)
     built.model.set_train(True)
     ids = ids_from_noise(np.random.default_rng(0).random((IMAGES, PATCHES)), 0.65)
     assert ids[0].shape == (IMAGES, LEN_KEEP)
@@ -209,6 +209,21 @@ def test_mask_token_meets_the_tokens_behind_decoder_embed():
     sees = {w for w, n in products.items() if mask_token in graph.behind(n.name)}
     assert sees == {w for w in products if w.startswith(("decoder_blocks", "decoder_pred"))}
     assert products["decoder_blocks.0.mlp.fc1.weight"].dims[-2:] == (IMAGES * (1 + PATCHES), 32)
+
+
+@pytest.mark.parametrize(("name", "bucket_bytes", "count"), [("one bucket", 1 << 20, 1), ("several", 8192, 6)])
+def test_gradients_leave_while_others_are_computed(monkeypatch, name, bucket_bytes, count):
+    """An all-reduce waits for what leads to the gradients in its bucket, and for no other parameter's gradient."""
+    monkeypatch.setattr(ops, "AllReduce", ops.Sinh)  # from tensor to tensor as well, and needs no other process
+    monkeypatch.setattr(objective, "BUCKET_BYTES", bucket_bytes)
+    graph = training_step(ranks=2)
+    reduced = [node for node in graph.nodes.values() if node.kind == "Sinh"]
+    trained = job.build_job(Config.model_validate(CONFIG), classes=[]).model.trainable_params()
+    assert sum(node.dims[0] for node in reduced) == 1 + sum(p.size for p in trained), name  # the loss, too
+    products = {n for n, node in graph.nodes.items() if MATRIX_PRODUCT.fullmatch(node.kind)}
+    waits_for = sorted(len(products & graph.behind(node.name)) for node in reduced)
+    assert len(waits_for) == count, name
+    assert (waits_for[0] < 0.4 * len(products) and waits_for[-1] < 0.6 * len(products)) == (count > 1), waits_for
 
 
 def test_half_precision():
