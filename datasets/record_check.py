@@ -9,7 +9,17 @@ from typing import Any, NamedTuple, Optional
 from datasets.image import stored_bytes
 from datasets.parallel import in_processes
 from datasets.policy import fault_names
-from datasets.records import REDO, Index, Records, SourceRow, damaged_files, load_index, read_sources, source_rows
+from datasets.records import (
+    REDO,
+    Index,
+    Records,
+    SourceRow,
+    damaged_files,
+    load_index,
+    read_sources,
+    read_stamps,
+    source_rows,
+)
 from datasets.shard_plan import content_key, planned_shards
 from datasets.shard_writer import read_source
 from datasets.stage import InputError, PathLike
@@ -34,12 +44,7 @@ def check(directory: PathLike, *, root: PathLike | None = None, workers: int | N
         InputError: a file or record is missing or differs.
     """
     directory = Path(directory)
-    index = load_index(directory)
-    damaged = list(damaged_files(directory, index.digests()))
-    if damaged:
-        name, why = damaged[0]
-        more = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
-        raise InputError(directory / name, expected="the file that was written", found=why + more, todo=REDO)
+    index = check_files(directory, full=True)
     if root is not None:
         _check_shards(directory, index)
         side = index.options.short_side
@@ -47,6 +52,22 @@ def check(directory: PathLike, *, root: PathLike | None = None, workers: int | N
         for _ in in_processes(_compare, shards, workers=workers):
             pass
     return index.result(directory, reused=True)
+
+
+def check_files(directory: Path, *, full: bool) -> Index:
+    """Verify the digest of every file; without `full` those that still have their size and mtime are not read.
+
+    Raises:
+        InputError: a file is missing or differs.
+    """
+    index = load_index(directory)
+    damaged = list(damaged_files(directory, index.digests(), None if full else read_stamps(directory)))
+    if damaged:
+        name, why = damaged[0]
+        more = f" ({len(damaged)} files in all)" if len(damaged) > 1 else ""
+        todo = f"{REDO}, with --full" if full else REDO
+        raise InputError(directory / name, expected="the file that was written", found=why + more, todo=todo)
+    return index
 
 
 def _check_shards(directory: Path, index: Index) -> None:

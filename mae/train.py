@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
+from datasets.record_check import check_files
 from datasets.records import load_index
 from datasets.stage import InputError, StageResult, atomic_write, value_digest, write_json
 
@@ -21,7 +22,7 @@ from .failure import failures, fall_back
 from .follow import Follower
 from .history import remember
 from .identity import differences, run_inputs
-from .launch import run_ranks
+from .launch import RanksFailed, run_ranks
 from .metrics import METRICS, read_lines
 from .verdict import FILE as VERDICT
 from .verdict import judge
@@ -74,7 +75,7 @@ def train(
         console: a terminal that gets one line kept up to date instead.
 
     Raises:
-        InputError: config, records and machine do not fit each other.
+        InputError: config, records and machine do not fit each other, or a file of the records is damaged.
         RanksFailed: a rank died; calling again continues from the newest checkpoint.
     """
     config = _resolved(config)
@@ -122,6 +123,20 @@ def _conclude(run_dir: Path, config: Config, report_line: Callable[[str], None])
 
 
 def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
+    """Run the ranks on records that are whole; where they fail, say so if the records no longer are.
+
+    MindDataset ends a rank by SIGSEGV where a shard was cut. A fault in a record is looked for in every file's content.
+    """
+    records = _records(config)
+    check_files(records, full=False)
+    try:
+        _run_ranks(run_dir, config, report_line, console)
+    except (InputError, RanksFailed) as error:
+        check_files(records, full=isinstance(error, InputError) and str(records) in str(error))
+        raise
+
+
+def _run_ranks(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
     with Follower(run_dir, config, report_line, console) as poll:
         run_ranks(
             ["-m", "mae.engine", str(run_dir)],
