@@ -170,15 +170,20 @@ def rank_main(function: Callable[[], None]) -> None:
     try:
         function()
     except Exception as error:
-        if isinstance(error, InputError):
-            print(error, file=sys.stderr)
-            if LAUNCH_DIR in os.environ:
-                write_json(Path(os.environ[LAUNCH_DIR], "error.json"), {"kind": "InputError", "message": str(error)})
-        else:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a full disk, on which log and error.json may be
+            _tell(error)
         os._exit(1)
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, InputError) and LAUNCH_DIR in os.environ:
+        write_json(Path(os.environ[LAUNCH_DIR], "error.json"), {"kind": "InputError", "message": str(error)})
+    if isinstance(error, InputError):
+        print(error, file=sys.stderr)
+    else:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def reap(run_dir: Path) -> None:

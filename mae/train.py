@@ -12,7 +12,7 @@ from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
 from datasets.record_check import check_files
 from datasets.records import load_index
-from datasets.stage import InputError, StageResult, atomic_write, value_digest, write_json
+from datasets.stage import InputError, StageResult, atomic_write, no_room, room_for, value_digest, write_json
 
 from . import checkpoint
 from .config import Config, dump_config
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
+LEAST_ROOM = 64 << 10  # bytes; below it a disk is full for who writes a log, a line of metrics or the news of an error
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +126,18 @@ def _conclude(run_dir: Path, config: Config, report_line: Callable[[str], None])
 def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
     """Run the ranks on records that are whole; where they fail, say so if the records no longer are.
 
-    MindDataset ends a rank by SIGSEGV where a shard was cut. A fault in a record is looked for in every file's content.
+    Or if the disk is full. MindDataset ends a rank by SIGSEGV where a shard was cut. A fault in a record is looked for
+    in every file's content.
     """
     records = _records(config)
     check_files(records, full=False)
     try:
-        _run_ranks(run_dir, config, report_line, console)
+        with room_for("the run's files", run_dir):
+            _run_ranks(run_dir, config, report_line, console)
     except (InputError, RanksFailed) as error:
+        free = shutil.disk_usage(run_dir).free
+        if isinstance(error, RanksFailed) and free < LEAST_ROOM:  # nor was there room to say so
+            raise no_room("the run's files", run_dir, f"{free} bytes free") from error
         check_files(records, full=isinstance(error, InputError) and str(records) in str(error))
         raise
 
