@@ -98,7 +98,11 @@ def _added(image: Image.Image, share: float) -> Image.Image:
     return image.point([value + more if value < 128 else value for value in range(256)] * 3)
 
 
-_PLAIN = {"AutoContrast": ImageOps.autocontrast, "Equalize": ImageOps.equalize, "Invert": ImageOps.invert}
+_PLAIN: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "AutoContrast": ImageOps.autocontrast,
+    "Equalize": ImageOps.equalize,
+    "Invert": ImageOps.invert,
+}
 _LEVELLED = {"PosterizeIncreasing": _posterized, "SolarizeIncreasing": _solarized, "SolarizeAdd": _added}
 _ENHANCED: dict[str, Callable[[Image.Image], ImageEnhance._Enhance]] = {
     "ColorIncreasing": ImageEnhance.Color,
