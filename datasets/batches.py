@@ -19,6 +19,8 @@ import numpy as np
 
 from datasets.augment import Augmentation, augmented, draws
 from datasets.evaluation import centre_view, decode
+from datasets.rand_augment import RandAugment, rand_augmented
+from datasets.random_erasing import Erasing, erase
 from datasets.records import load_index
 from datasets.stage import InputError, PathLike
 
@@ -69,6 +71,8 @@ def train_batches(
     workers: int = 2,
     start_step: int = 0,
     clipped: bool = False,
+    changes: RandAugment | None = None,
+    erasing: Erasing | None = None,
 ) -> Iterator[Batch]:
     """One rank's share of an epoch: random resized crop (Pillow's bicubic) and horizontal flip (He et al. 2022, A.1).
 
@@ -81,6 +85,7 @@ def train_batches(
         crop_scale, clipped: `Augmentation` says what they mean.
         start_step: batches at the head of the epoch that are left out, without being read.
         workers: decoding threads.
+        changes, erasing: what happens to the cropped image then, in this order, each drawn by a generator of its own.
     """
     directory = Path(directory)
     images = load_index(directory).splits["train"].images
@@ -95,6 +100,10 @@ def train_batches(
 
         def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
             augmented(content, drawn[place], how, out, where=f"{directory}: train record {order[chosen[place]]}")
+            if changes is not None:
+                rand_augmented(out, np.random.default_rng([seed, epoch, 2, chosen[place]]), changes)
+            if erasing is not None:
+                erase(out, np.random.default_rng([seed, epoch, 3, chosen[place]]), erasing)
 
         return view
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from datasets.rand_augment import rand_augment
 from datasets.stage import InputError
 
 from .masking import kept_patches
@@ -196,7 +197,7 @@ class PretrainConfig(_Training):
 class FinetuneConfig(_Training):
     """End-to-end fine-tuning of a pre-trained encoder, as published for ViT-B unless said otherwise.
 
-    He et al. 2022, table 9, at 1,024 images an update; without its RandAugment and random erasing.
+    He et al. 2022, table 9, at 1,024 images an update.
     """
 
     epochs: int = Field(100, gt=0)
@@ -211,6 +212,17 @@ class FinetuneConfig(_Training):
     mixup: float = Field(0.8, ge=0, description="alpha of the Beta distribution that shares are drawn from; 0: off")
     cutmix: float = Field(1.0, ge=0, description="the same; with both on, each batch takes one, by equal chance")
     crop_scale: float = Field(0.08, gt=0, le=1)
+    rand_augment: Optional[str] = Field(
+        "rand-m9-mstd0.5-inc1", description="timm's name for its RandAugment, rand-mM-mstdS-inc1; none: off"
+    )
+    random_erasing: Share = Field(0.25, description="probability that a box of an image becomes noise; 0: off")
+
+    @field_validator("rand_augment")
+    @classmethod
+    def _known_rand_augment(cls, spec: Optional[str]) -> Optional[str]:
+        if spec is not None:
+            rand_augment(spec, mean=IMAGENET_MEAN)
+        return spec
 
 
 class LinprobeConfig(_Training):

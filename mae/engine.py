@@ -15,11 +15,13 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from datasets.batches import Batch, steps_per_epoch, train_batches
+from datasets.rand_augment import rand_augment
+from datasets.random_erasing import Erasing
 from datasets.records import load_index
 from datasets.stage import InputError
 
 from . import checkpoint
-from .config import Config, LinprobeConfig, PretrainConfig, Recipe, load_config
+from .config import Config, FinetuneConfig, LinprobeConfig, PretrainConfig, Recipe, load_config
 from .device import compute_dtype, setup
 from .failure import FAILURE, fallback_step, fallen_back, write_failure
 from .identity import run_inputs
@@ -132,18 +134,27 @@ def _due(recipe: Recipe, step: int, updates: int) -> bool:
 
 def rank_batches(job: Job, config: Config, epoch: int, rank: int, *, start: int) -> Iterator[Batch]:
     """A rank's batches of an epoch, from number `start` on."""
+    recipe, model = job.recipe, job.model.config
+    changes = erasing = None
+    if isinstance(recipe, FinetuneConfig):
+        if recipe.rand_augment is not None:
+            changes = rand_augment(recipe.rand_augment, mean=model.pixel_mean)
+        if recipe.random_erasing:
+            erasing = Erasing(recipe.random_erasing, model.pixel_mean, model.pixel_std)
     return train_batches(
         str(config.data.records),
-        image_shape=job.model.config.image_shape,
-        batch_size=job.recipe.batch_size,
-        crop_scale=job.recipe.crop_scale,
+        image_shape=model.image_shape,
+        batch_size=recipe.batch_size,
+        crop_scale=recipe.crop_scale,
         seed=config.seed,
         epoch=epoch,
         rank=rank,
         ranks=config.device.ranks,
         workers=config.data.workers,
         start_step=start,
-        clipped=isinstance(job.recipe, LinprobeConfig),
+        clipped=isinstance(recipe, LinprobeConfig),
+        changes=changes,
+        erasing=erasing,
     )
 
 

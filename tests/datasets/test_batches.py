@@ -12,6 +12,8 @@ from PIL import Image
 from datasets.augment import Augmentation, crop_box, draws
 from datasets.batches import epoch_order, ordered_batches, steps_per_epoch, train_batches
 from datasets.evaluation import centre_view, decode
+from datasets.rand_augment import rand_augment, rand_augmented
+from datasets.random_erasing import Erasing, erase
 from datasets.records import INDEX, load_index
 from datasets.shard import shard
 from datasets.stage import InputError, write_json
@@ -138,6 +140,33 @@ def test_another_epoch_seed_or_crop_gives_other_pixels(records, epoch, other):
     found = train(records, **other)
     changed = sum((ours != theirs).any() for (ours, *_), (theirs, *_) in zip(found, epoch, strict=True))
     assert changed == 3 if other != {"clipped": True} else changed > 0
+
+
+CHANGES = rand_augment("rand-m9-mstd0.5-inc1", mean=(0.5, 0.4, 0.3))
+ERASING = Erasing(0.5, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("changes", [None, CHANGES])
+@pytest.mark.parametrize("erasing", [None, ERASING])
+@pytest.mark.parametrize(("ranks", "start_step"), [(1, 0), (3, 1)])
+def test_changed_images_are_the_plain_ones_changed_by_what_seed_epoch_and_place_draw(
+    records, epoch, changes, erasing, ranks, start_step
+):
+    found = train(records, ranks=ranks, batch_size=12 // ranks, start_step=start_step, changes=changes, erasing=erasing)
+    place, differ = 12 * start_step, 0
+    assert len(found) == 3 - start_step
+    for (ours, *rest), (plain, *others) in zip(found, epoch[start_step:], strict=True):
+        assert_same([rest], [others])
+        for image, source in zip(ours, plain, strict=True):
+            expected = source.copy()
+            if changes is not None:
+                rand_augmented(expected, np.random.default_rng([1, 2, 2, place]), changes)
+            if erasing is not None:
+                erase(expected, np.random.default_rng([1, 2, 3, place]), erasing)
+            np.testing.assert_array_equal(image, expected)
+            differ += (image != source).any()
+            place += 1
+    assert (differ > len(found) * 12 / 4) == (changes is not None or erasing is not None)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():

@@ -44,8 +44,12 @@ def path(tmp_path):
         ("pretrain.clip_grad=0", "pretrain.clip_grad"),
         ("pretrain.ema=1.0", "pretrain.ema"),
         ("pretrain.accum_iter=0", "pretrain.accum_iter"),
-        ("finetune.rand_augment=rand-m9-mstd0.5-inc1", "finetune.rand_augment: expected one of"),
-        ("finetune.random_erasing=0.25", "finetune.random_erasing: expected one of"),
+        ("finetune.rand_augment=rand-m9-n3-inc1", "rand_augment must be rand-mM-mstdS-inc1 with a whole number M of"),
+        ("finetune.rand_augment=rand-m11-mstd0.5-inc1", "10 and a number S of 0 to 100, got 'rand-m11-mstd0.5-inc1'"),
+        ("finetune.rand_augment=9", "finetune.rand_augment: expected Input should be a valid string"),
+        ("pretrain.rand_augment=rand-m9-mstd0.5-inc1", "pretrain.rand_augment: expected one of"),
+        ("finetune.random_erasing=1.5", "finetune.random_erasing: expected Input should be less than or equal to 1"),
+        ("finetune.random_erasing=-0.1", "finetune.random_erasing: expected Input should be greater"),
         ("finetune={min_lr: 1.0}", "finetune.min_lr must be below the learning rate"),
         ("linprobe.batch_size=1", "linprobe.batch_size"),
         ("task=linprobe", "task is linprobe, so a section `linprobe:` is needed"),
@@ -143,6 +147,13 @@ def test_a_recipe_is_the_published_one(file, section, expected):
     assert recipe.lr(ranks=config.device.ranks) == pytest.approx(expected["lr"], rel=1e-12)
     if section == "finetune":
         assert (recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.min_lr) == (0.1, 0.8, 1.0, 1e-6)
+        assert (recipe.rand_augment, recipe.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+
+
+@pytest.mark.parametrize("file", ["demo", "demo_finetune"])
+def test_the_demos_change_no_colours(file):
+    recipe = load_config(f"configs/{file}.yaml").finetune
+    assert (recipe.rand_augment, recipe.random_erasing) == (None, 0.0)
 
 
 SIZES = {"b16": (16, 768, 12, 12), "l16": (16, 1024, 24, 16), "h14": (14, 1280, 32, 16)}
