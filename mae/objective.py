@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from .config import ModelConfig
+from .device import all_reduce
 from .model import MaskedAutoencoder
 from .optim import LARS, AdamW, LossScale
 from .vit import VisionTransformer
@@ -93,7 +94,10 @@ class Combine(nn.Cell):
         super().__init__()
         self.spans = bucket_spans([4 * p.size for p in parameters], BUCKET_BYTES)
         self.buckets = nn.CellList(
-            [_Bucket([p.shape for p in parameters[first:last]], ranks, first == 0) for first, last in self.spans]
+            [
+                _Bucket([p.shape for p in parameters[first:last]], ranks, number)
+                for number, (first, last) in enumerate(self.spans)
+            ]
         )
 
     def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
@@ -110,13 +114,13 @@ class Combine(nn.Cell):
 class _Bucket(nn.Cell):
     """Tensors averaged over all ranks in one all-reduce of one flat tensor, and the sum of the gradients' squares."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, with_loss: bool) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int) -> None:
         super().__init__()
-        self.ranks, self.with_loss = ranks, with_loss
-        self.shapes = [(1,), *shapes] if with_loss else shapes
+        self.ranks, self.with_loss = ranks, number == 0
+        self.shapes = [(1,), *shapes] if self.with_loss else shapes
         self.sizes = [math.prod(shape) for shape in self.shapes]
         if ranks > 1:
-            self.all_reduce = ops.AllReduce()
+            self.all_reduce = all_reduce(number)
 
     def construct(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         flat = ops.concat([t.reshape(-1) for t in tensors])  # one sum over it is 4 times faster than one per tensor

@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.bench_scaling [--rounds 3]
 
-Every rank has the same batch, so that twice the rate is perfect. For models of several sizes, in turn; the rate of a
-run is the median of its readings behind the first epoch. Prints medians and the ratio with its range. Not a test: no
-number is checked.
+Every rank has the same batch, so that twice the rate is perfect. What two cores of a machine can do is measured beside
+it: two runs of one rank at the same time, which have nothing to tell each other. For models of several sizes, in turn;
+the rate of a run is the median of its readings behind the first epoch. Prints medians and ratios with their range. Not
+a test: no number is checked.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import os
 import statistics
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from datasets.sample import unpack_sample
@@ -33,30 +35,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
-    cores = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as name:
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CASES}
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2) as pool:
         folder = Path(name)
         records = prepare(unpack_sample(folder / "sample").root, folder)
         for number in range(options.rounds):
             for case, (changes, epochs) in CASES.items():
-                rates = []
-                for ranks in (1, 2):
-                    length = [f"pretrain.epochs={epochs}", "pretrain.warmup_epochs=1", f"seed={number}"]
-                    settings = [*changes, *length, f"device.ranks={ranks}", f"data.records={records}"]
-                    os.sched_setaffinity(0, cores[:ranks])  # a rank computes with a thread for each of its cores
-                    rates.append(_rate(train(load_config("configs/demo.yaml", settings), workspace=folder).run_dir))
-                found[case].append((rates[0], rates[1]))
-    for case, pairs in found.items():
-        one, two = (statistics.median(values) for values in zip(*pairs, strict=True))
-        ratios = [two / one for one, two in pairs]
-        spread = f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
-        print(f"{case:24s} one rank {one:7.0f} images/s, two {two:7.0f}: {spread}")
+                length = [f"pretrain.epochs={epochs}", "pretrain.warmup_epochs=1", f"seed={number}"]
+                job = [*changes, *length, f"data.records={records}"]
+                one = pool.submit(rate, job, {first}, folder / "one").result()
+                two = pool.submit(rate, [*job, "device.ranks=2"], {first, second}, folder).result()
+                apart = [pool.submit(rate, job, {core}, folder / f"apart{core}") for core in (first, second)]
+                found[case].append((one, two, sum(future.result() for future in apart)))
+    for case, rates in found.items():
+        one, two, apart = (statistics.median(values) for values in zip(*rates, strict=True))
+        scaled, possible = ([r[n] / r[0] for r in rates] for n in (1, 2))
+        print(f"{case:24s} images/s: one rank {one:.0f}, two {two:.0f}, two runs {apart:.0f}")
+        print(f"{'':24s} two ranks {_times(scaled)}, two runs {_times(possible)}")
 
 
-def _rate(run_dir: Path) -> float:
-    lines = [line for line in read_lines(run_dir / METRICS) if line["epoch"] > 1]
+def rate(settings: list[str], cores: set[int], workspace: Path) -> float:
+    """Train the demo's job with changes on some cores; a rank computes with a thread for each of its own."""
+    os.sched_setaffinity(0, cores)
+    run = train(load_config("configs/demo.yaml", ["device.ranks=1", *settings]), workspace=workspace)
+    lines = [line for line in read_lines(run.run_dir / METRICS) if line["epoch"] > 1]
     return statistics.median(line["samples_per_second"] for line in lines)
+
+
+def _times(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} times ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
 
 
 if __name__ == "__main__":
