@@ -101,6 +101,16 @@ def all_reduce(number: int) -> Any:
     return ops.Custom(shared_sum, lambda shape: shape, lambda dtype: dtype, "pyfunc")
 
 
+def waited_for_ranks() -> float | None:
+    """Seconds that this process has waited for other ranks; None on Ascend, where that lies within calls of the device.
+
+    Of a job of several ranks that `setup` has joined.
+    """
+    import mindspore as ms
+
+    return _shared_sum().waited if ms.get_context("device_target") == "CPU" else None
+
+
 @functools.cache
 def _shared_sum() -> SharedSum:
     from mindspore import communication

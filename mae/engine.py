@@ -22,7 +22,7 @@ from datasets.stage import InputError
 
 from . import checkpoint
 from .config import Config, FinetuneConfig, LinprobeConfig, PretrainConfig, Recipe, load_config
-from .device import compute_dtype, setup
+from .device import compute_dtype, setup, waited_for_ranks
 from .failure import FAILURE, fallback_step, fallen_back, write_failure
 from .identity import run_inputs
 from .job import Job, Place, build_job
@@ -50,18 +50,22 @@ def run(run_dir: Path) -> None:
     recipe, update = job.recipe, build_update(config, job)
     start = _resume(run_dir / "checkpoints", job, update)
     notes = {} if fallback_step(run_dir) is None else {"decoder": "float32"}
-    metrics = Metrics(run_dir, config, rank=rank, step=start, notes=notes)
+    metrics = Metrics(run_dir, config, rank=rank, step=start, notes=notes, waited=waited_for_ranks)
     saver = Saver(run_dir / "checkpoints", keep=recipe.keep_checkpoints, keep_epochs=recipe.keep_epochs)
     inputs = run_inputs(load_config(run_dir / "config.yaml")) if rank == 0 else {}
-    probe = _probe(run_dir, config, job, metrics, start) if rank == 0 else None
+    probe, updates = _probe(run_dir, config, job, metrics) if rank == 0 else None, _epoch_updates(config)
     with saver:
+        if probe is not None and start and _evaluates(recipe, start, updates):
+            probe(start, start // updates)
         for step, epoch, done, report in _updates(run_dir, job, update, config, start, rank, metrics):
             if rank == 0 and report is not None:
                 state = {"step": step, "epoch": epoch, "update": done, "loss": report.loss, "inputs": inputs}
                 _save(saver, job, update, config, state)
             saver.check()
-            if probe is not None:
-                probe(step)
+            if _evaluates(recipe, step, updates):
+                metrics.skip_ranks()
+                if probe is not None:
+                    probe(step, epoch)
 
 
 def build_update(config: Config, job: Job) -> Update:
@@ -84,10 +88,8 @@ def _updates(
 
     The report is there where a checkpoint is due.
     """
-    recipe, ranks, accum_iter = job.recipe, config.device.ranks, job.recipe.accum_iter
-    images = load_index(str(config.data.records)).splits["train"].images
-    updates = steps_per_epoch(images, batch_size=recipe.batch_size * accum_iter, ranks=ranks)
-    lr = recipe.lr(ranks=ranks)
+    recipe, accum_iter, updates = job.recipe, job.recipe.accum_iter, _epoch_updates(config)
+    lr = recipe.lr(ranks=config.device.ranks)
     accumulate = Accumulate(update) if accum_iter > 1 else None
     job.model.set_train(True)
     for epoch in range(start // updates, recipe.epochs):
@@ -115,14 +117,25 @@ def _updates(
             yield step, step // updates, step % updates, report if due else None
 
 
-def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics, start: int) -> Callable[[int], None] | None:
+def _epoch_updates(config: Config) -> int:
+    recipe, images = config.recipe, load_index(str(config.data.records)).splits["train"].images
+    return steps_per_epoch(images, batch_size=recipe.batch_size * recipe.accum_iter, ranks=config.device.ranks)
+
+
+def _evaluates(recipe: Recipe, step: int, updates: int) -> bool:
+    """Whether the encoder is evaluated behind a step."""
+    every = recipe.eval_epochs if isinstance(recipe, PretrainConfig) else None
+    return every is not None and step % (every * updates) == 0
+
+
+def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics) -> Callable[[int, int], None] | None:
     """What evaluates between epochs, where the config says so."""
     if not isinstance(job.recipe, PretrainConfig) or job.recipe.eval_epochs is None:
         return None
     from .probe import Probe  # with scikit-learn, which takes a second
 
     assert isinstance(job.model, MaskedAutoencoder)
-    return Probe(run_dir, config, job.model, metrics, start=start)
+    return Probe(run_dir, config, job.model, metrics)
 
 
 def _due(recipe: Recipe, step: int, updates: int) -> bool:

@@ -14,6 +14,8 @@ A line of metrics.jsonl without `kind` is a reading of the training:
     tflops, mfu               matrix products of a device, 1e12 a second; share of its peak (none: no peak known)
     seconds, time             since the ranks were started; Unix time
 
+The lines of ranks have these shares too, and `rank_wait`, the share that the rank waited for others (none: not known).
+
 A line with `kind: evaluation` is a measurement between epochs (mae/probe.py). A resumed run cuts off what an earlier
 attempt wrote behind its checkpoint, so that a step stands here once.
 """
@@ -47,13 +49,21 @@ class Metrics:
     Args:
         run_dir: rank 0 writes metrics.jsonl there; of several ranks each writes metrics/rank_<n>.jsonl.
         step: the run goes on behind it.
+        waited: tells the seconds that this rank has waited for others so far, where that is known.
         notes: written into each line of metrics.jsonl.
     """
 
     def __init__(
-        self, run_dir: Path, config: Config, *, rank: int, step: int, notes: dict[str, Any] | None = None
+        self,
+        run_dir: Path,
+        config: Config,
+        *,
+        rank: int,
+        step: int,
+        notes: dict[str, Any] | None = None,
+        waited: Callable[[], float | None] = lambda: None,
     ) -> None:
-        self.config, self.rank, self.notes = config, rank, notes or {}
+        self.config, self.rank, self.notes, self.waited = config, rank, notes or {}, waited
         self.path = run_dir / METRICS if rank == 0 else None
         self.rank_path = run_dir / RANKS / f"rank_{rank}.jsonl" if config.device.ranks > 1 else None
         for path in filter(None, (self.path, self.rank_path)):
@@ -62,7 +72,8 @@ class Metrics:
         self.flops, self.peak = training_flops(config.model, config.recipe), peak_flops(config)
         self.started = self.last_time = time.monotonic()
         self.last_step: int | None = None
-        self.data_seconds = self.device_seconds = 0.0
+        self.skips_ranks = False
+        self.data_seconds = self.device_seconds = self.rank_seconds = 0.0
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches, with the time counted in which the loop waits for them."""
@@ -89,15 +100,24 @@ class Metrics:
         yield
         self.last_time += time.monotonic() - began
 
+    def skip_ranks(self) -> None:
+        """Of the interval that begins no rank has a line: rank 0 evaluates, and the others wait for it."""
+        self.skips_ranks = True
+
     def write(self, step: int, report: Report, *, epoch: float, lr: float) -> None:
         """Add a reading, which ends an interval."""
         now = time.monotonic()
         steps, took = step - (self.last_step or 0), now - self.last_time
         first = self.last_step is None
         shares = {"data_wait": _round(self.data_seconds / took), "device_wait": _round(self.device_seconds / took)}
-        if self.rank_path and not first:
-            host = os.uname().nodename
-            _append(self.rank_path, {"step": step, "steps": steps, "seconds": _round(took), **shares, "host": host})
+        if self.rank_path:
+            waited, host = self.waited(), os.uname().nodename
+            for_ranks = None if waited is None else _round((waited - self.rank_seconds) / took)
+            self.rank_seconds = waited or 0.0
+            line = {"step": step, "steps": steps, "seconds": _round(took), **shares, "rank_wait": for_ranks}
+            if not first and not self.skips_ranks:
+                _append(self.rank_path, {**line, "host": host})
+            self.skips_ranks = False
         if self.path:
             recipe = self.config.recipe
             rate = steps * recipe.batch_size * recipe.accum_iter / took  # of one rank

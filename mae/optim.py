@@ -71,6 +71,7 @@ class AdamW(nn.Cell):
         self.scales = tuple(scales) if scales is not None else (1.0,) * len(self.params)
         self.adam = ops.Adam()
         self.unstack = ops.Unstack()
+        self.map = ops.HyperMap()  # a loop in `construct` takes twice as long to compile
 
     def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, applied: Tensor) -> Tensor:
         """Update all parameters. Without `applied` the betas are 1 and the rate is 0: nothing changes."""
@@ -79,13 +80,29 @@ class AdamW(nn.Cell):
         rate, eps = self.unstack(ops.gather(self.corrections, ops.maximum(row, 0), 0))
         lr = lr * applied
         beta1, beta2 = self.beta1 * applied + (1 - applied), self.beta2 * applied + (1 - applied)
-        for p, m, v, g, decay, scale in zip(
-            self.params, self.moment1, self.moment2, gradients, self.decays, self.scales
-        ):
-            if decay:
-                done = ops.depend(done, ops.assign(p, p * (1 - lr * scale * decay)))
-            done = ops.depend(done, self.adam(p, m, v, 0.0, 0.0, lr * rate * scale, beta1, beta2, eps, g))
-        return done
+        step = ops.partial(_step, self.adam, lr, rate, beta1, beta2, eps)
+        moments = (self.moment1, self.moment2)
+        return ops.depend(done, self.map(step, self.params, *moments, gradients, self.decays, self.scales))
+
+
+def _step(
+    adam: ops.Primitive,
+    lr: Tensor,
+    rate: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+    p: Parameter,
+    m: Parameter,
+    v: Parameter,
+    g: Tensor,
+    decay: float,
+    scale: float,
+) -> Tensor:
+    """One parameter's update."""
+    if decay:
+        g = ops.depend(g, ops.assign(p, p * (1 - lr * scale * decay)))
+    return adam(p, m, v, 0.0, 0.0, lr * rate * scale, beta1, beta2, eps, g)
 
 
 def _corrections(betas: tuple[float, float]) -> np.ndarray:

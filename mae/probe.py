@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindspore import Tensor
-
-from datasets.batches import steps_per_epoch
-from datasets.records import load_index
 
 from .config import Config, LinearConfig, PretrainConfig
 from .evaluate import frozen_judge
@@ -25,33 +23,25 @@ class Probe:
 
     Args:
         model: what is trained.
-        start: the run goes on behind this step; an evaluation that a kill has prevented there is made up for.
     """
 
-    def __init__(
-        self, run_dir: Path, config: Config, model: MaskedAutoencoder, metrics: Metrics, *, start: int
-    ) -> None:
+    def __init__(self, run_dir: Path, config: Config, model: MaskedAutoencoder, metrics: Metrics) -> None:
         recipe = config.recipe
         assert isinstance(recipe, PretrainConfig)
         self.config, self.recipe, self.model, self.metrics = config, recipe, model, metrics
         self.copy = MaskedAutoencoder(config.model)
         self.features = encoder_features(self.copy, (config.linear or LinearConfig()).pool)
         self.records = Path(str(config.data.records))
-        images = load_index(self.records).splits["train"].images
-        batch = recipe.batch_size * recipe.accum_iter
-        self.updates = steps_per_epoch(images, batch_size=batch, ranks=config.device.ranks)
-        if start and start not in {line["step"] for line in evaluations(read_lines(run_dir / METRICS))}:
-            self(start)
+        self.done = {(line["step"], line["protocol"]) for line in evaluations(read_lines(run_dir / METRICS))}
 
-    def __call__(self, step: int) -> None:
-        """Evaluate where the step ends an epoch in which it is due."""
-        epoch, rest = divmod(step, self.updates)
-        if rest or self.recipe.eval_epochs is None or epoch % self.recipe.eval_epochs:
-            return
-        with self.metrics.apart():
-            self._measure(step, epoch)
+    def __call__(self, step: int, epoch: int) -> None:
+        """Evaluate behind a step that ends an epoch, by what has not been measured there before a kill."""
+        protocols = [name for name in self.recipe.eval_protocols if (step, name) not in self.done]
+        if protocols:
+            with self.metrics.apart():
+                self._measure(protocols, step, epoch)
 
-    def _measure(self, step: int, epoch: int) -> None:
+    def _measure(self, protocols: Sequence[str], step: int, epoch: int) -> None:
         began = time.monotonic()
         for to, now in zip(self.copy.get_parameters(), self.model.get_parameters()):
             to.set_data(Tensor(now.asnumpy().copy()))
@@ -60,7 +50,7 @@ class Probe:
             split_features(self.records, split, self.config.model, self.features, workers=workers, limit=limit)
             for split in ("train", "val")
         )
-        for protocol in self.recipe.eval_protocols:
+        for protocol in protocols:
             correct = frozen_judge(protocol, self.config)(train, val) == val.labels
             took, began = time.monotonic() - began, time.monotonic()
             self.metrics.write_evaluation(

@@ -41,6 +41,7 @@ class SharedSum:
             hub, self.file = _join(launch_dir / MEETING)
             self.peers = [hub]
         self.memory = np.empty(0, np.float32)
+        self.waited = 0.0  # seconds, for ranks that came later
 
     def __call__(self, terms: np.ndarray, number: int = 0) -> np.ndarray:
         """Sum over all ranks of vectors (n,) float32; it stays valid until the next call.
@@ -57,7 +58,9 @@ class SharedSum:
         for rank, span in enumerate(spans):
             if rank != self.rank:
                 sent[self.rank, span] = terms[span]
+        came = time.monotonic()
         self._meet(number)
+        self.waited += time.monotonic() - came
         mine = spans[self.rank]
         parts = [(terms if rank == self.rank else sent[rank])[mine] for rank in range(self.ranks)]
         np.add(parts[0], parts[1], out=total[mine])

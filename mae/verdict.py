@@ -128,6 +128,7 @@ class RankCourse(NamedTuple):
 
     step: np.ndarray
     waited: np.ndarray  # for batches, seconds since the beginning
+    late: np.ndarray  # that it was later than others, up to a constant; seconds since the beginning
     took: np.ndarray  # seconds since the beginning
     host: str
 
@@ -136,7 +137,10 @@ def rank_course(lines: Rows) -> RankCourse:
     """The lines of metrics/rank_<n>.jsonl, of which there is one at least."""
     took = np.array([line["seconds"] for line in lines])
     waited = took * [line["data_wait"] for line in lines]
-    return RankCourse(np.array([line["step"] for line in lines]), waited.cumsum(), took.cumsum(), lines[-1]["host"])
+    for_ranks = np.array([line.get("rank_wait") for line in lines], float)
+    late = np.where(np.isfinite(for_ranks), -for_ranks * took, waited)
+    step = np.array([line["step"] for line in lines])
+    return RankCourse(step, waited.cumsum(), late.cumsum(), took.cumsum(), lines[-1]["host"])
 
 
 class Watch:
@@ -266,34 +270,51 @@ def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[F
 
 
 def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
-    """One rank waits for its batches a tenth of the step longer than the median of the others, who wait for it in the
-    all-reduce. A tenth: the published loss of eight devices against one is 4 % (ModelZoo-PyTorch, MAE on 910A).
+    """The others wait for one rank a tenth of the step longer than it waits for them. A tenth: the published loss of
+    eight devices against one is 4 % (ModelZoo-PyTorch, MAE on 910A).
 
-    A rank that computes slowly cannot be told by this: the others' wait for it lies within the same device call.
+    Where it is not known how long ranks wait for each other, on Ascend, where the wait lies within calls of the device,
+    it is how long they wait for batches: a rank that only computes slowly is not told there.
     """
     now = {rank: int(np.searchsorted(r.step, c.step[-1], side="right")) for rank, r in ranks.items()}
     now = {rank: n for rank, n in now.items() if n > RECENT and ranks[rank].step[n - 1] == c.step[-1]}
     if len(now) < 2:  # others than these may have been ranks of an attempt before
         return None
-    recent = {rank: ranks[rank].waited[n - 1] - ranks[rank].waited[n - 1 - RECENT] for rank, n in now.items()}
-    took = statistics.median(ranks[rank].took[n - 1] - ranks[rank].took[n - 1 - RECENT] for rank, n in now.items())
-    slowest = max(recent, key=lambda rank: recent[rank])
-    others = statistics.median(value for rank, value in recent.items() if rank != slowest)
-    whole = {rank: ranks[rank].waited[n - 1] for rank, n in now.items()}
-    lost = whole[slowest] - statistics.median(value for rank, value in whole.items() if rank != slowest)
-    if recent[slowest] - others < 0.1 * took or lost < lost_seconds:
+
+    def recent(column: str) -> dict[int, float]:
+        columns = {rank: getattr(ranks[rank], column) for rank in now}
+        return {rank: columns[rank][n - 1] - columns[rank][n - 1 - RECENT] for rank, n in now.items()}
+
+    late, took = recent("late"), statistics.median(recent("took").values())
+    slowest = max(late, key=lambda rank: late[rank])
+    behind = late[slowest] - _others(late, slowest)
+    whole = {rank: ranks[rank].late[n - 1] for rank, n in now.items()}
+    lost = whole[slowest] - _others(whole, slowest)
+    if behind < 0.1 * took or lost < lost_seconds:
         return None
-    workers = c.config.data.workers
-    return _finding(
-        c,
-        "slow_rank",
-        "speed",
-        f"rank {slowest} on {ranks[slowest].host} waited for batches {recent[slowest] / took:.0%} of the time, the "
-        f"others {others / took:.0%}, and they wait for it, {lost:,.0f} s so far: see what else runs on its cores and "
-        f"disk, or raise data.workers ({workers})",
-        "data.workers",
-        {"rank": slowest, "data_wait": recent[slowest] / took, "others": others / took, "seconds_lost": lost},
-    )
+    waited, workers = recent("waited"), c.config.data.workers
+    own, others = waited[slowest] / took, _others(waited, slowest) / took
+    figures = {"rank": slowest, "behind": behind / took, "data_wait": own, "others": others, "seconds_lost": lost}
+    which = f"rank {slowest} on {ranks[slowest].host} is {behind / took:.0%} of the time behind the others"
+    cost = f"and they wait for it, {lost:,.0f} s so far"
+    if own - others > 0.5 * behind / took:
+        key = "data.workers"
+        message = (
+            f"{which}, because it waits for batches {own:.0%} of the time and they {others:.0%}, {cost}: see what else "
+            f"runs on its cores and disk, or raise data.workers ({workers})"
+        )
+    else:
+        key = "device.ranks"
+        message = (
+            f"{which} in computing, its batches being there, {cost}: see what else runs on its cores, or do without it "
+            f"(device.ranks, {c.config.device.ranks})"
+        )
+    return _finding(c, "slow_rank", "speed", message, key, figures)
+
+
+def _others(values: dict[int, float], rank: int) -> float:
+    """The median of all ranks' but one."""
+    return statistics.median(value for other, value in values.items() if other != rank)
 
 
 def not_learning(c: Course) -> Optional[Finding]:
