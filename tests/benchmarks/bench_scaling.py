@@ -23,9 +23,9 @@ from mae.metrics import METRICS, read_lines
 from mae.prepare import prepare
 from mae.train import train
 
-CASES = {  # changes of the demo's job, and epochs
-    "demo, 64 images a rank": ([], 4),
-    "twice as wide": (["model.embed_dim=256", "model.decoder_embed_dim=128"], 3),
+CASES = {  # changes of the demo's job, and epochs of 2,000 images
+    "demo, 64 images a rank": ([], 6),
+    "twice as wide": (["model.embed_dim=256", "model.decoder_embed_dim=128"], 4),
     "ViT-S's encoder": (["model.embed_dim=384", "model.depth=12", "model.num_heads=6"], 2),
 }
 
@@ -39,7 +39,7 @@ def main() -> None:
     first, second = sorted(os.sched_getaffinity(0))[:2]
     with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(2) as pool:
         folder = Path(name)
-        records = prepare(unpack_sample(folder / "sample").root, folder)
+        records = prepare(unpack_sample(folder / "sample", train_per_class=200).root, folder)
         for number in range(options.rounds):
             for case, (changes, epochs) in CASES.items():
                 length = [f"pretrain.epochs={epochs}", "pretrain.warmup_epochs=1", f"seed={number}"]

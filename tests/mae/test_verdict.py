@@ -53,8 +53,9 @@ def write(run_dir: Path, rows, ranks=()):
     (run_dir / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for number, waits in enumerate(ranks):
         (run_dir / "metrics").mkdir(exist_ok=True)
+        for_data, for_ranks = waits if isinstance(waits, tuple) else (waits, None)
         shared = {"steps": 10, "seconds": 2.0, "device_wait": 0.1, "host": f"server-{number // 8}"}
-        lines = [{"step": row["step"], **shared, "data_wait": waits} for row in rows[1:]]
+        lines = [{"step": row["step"], **shared, "data_wait": for_data, "rank_wait": for_ranks} for row in rows[1:]]
         (run_dir / "metrics" / f"rank_{number}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return run_dir
 
@@ -88,6 +89,8 @@ NO_GAIN = np.arange(1000) % 2 * 0.004 + 0.98
         ("input too slow", {"data_wait": late(0.35)}, (), "data_starvation", "data.workers", (5500, 5700)),
         ("one rank's input", {}, [0.02, 0.02, 0.3, 0.02], "slow_rank", "data.workers", (1000, 1200)),
         ("of two ranks one", {}, [0.15, 0.02], "slow_rank", "data.workers", (2200, 2400)),
+        ("one that computes", {}, [(0, 0.2), (0, 0.2), (0, 0.02)], "slow_rank", "device.ranks", (1500, 1800)),
+        ("one, by its input", {}, [(0.25, 0.01), (0.02, 0.2)], "slow_rank", "data.workers", (1400, 1700)),
         ("nothing learned", {"loss": lambda p: NO_GAIN}, (), "not_learning", "pretrain.blr", (2000, 2000)),
         ("the loss has risen", {"loss": lambda p: 1 + p}, (), "not_learning", "pretrain.blr", (2000, 2000)),
         ("it stands still", {"loss": noisy(0.5, 0.001)}, (), "plateau", "pretrain.blr", (4000, 4200)),
@@ -129,7 +132,8 @@ def test_figures_and_words(job, tmp_path):
     assert (
         f"the loop waited for batches 25% of the time, {lost:,.0f} s so far: raise data.workers (1)" in starved.message
     )
-    assert slow.figures == {"rank": 15, "data_wait": 0.4, "others": 0.02, "seconds_lost": pytest.approx(0.38 * 2 * 499)}
+    lost = pytest.approx(0.38 * 2 * 499)
+    assert slow.figures == {"rank": 15, "behind": 0.38, "data_wait": 0.4, "others": 0.02, "seconds_lost": lost}
     assert slow.message.startswith("rank 15 on server-1 waited for batches 40% of the time, the others 2%")
     assert (starved.last_step, result.step, result.epoch) == (5000, 5000, 50)
     assert result.lines()[0].startswith("verdict at epoch 50: 2 findings; loss compared with nothing: no earlier run")
@@ -222,20 +226,25 @@ def test_looks_are_the_same_whenever_one_asks():
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks", "slow", "finding", "rank"),
-    [("one of two", 2, ["1"], "slow_rank", 1), ("all", 1, ["0"], "data_starvation", None)],
+    ("fault", "ranks", "slow", "finding", "key"),
+    [
+        ("late batches", 2, ["1"], "slow_rank", "data.workers"),
+        ("late batches", 1, ["0"], "data_starvation", "data.workers"),
+        ("slow steps", 2, ["1"], "slow_rank", "device.ranks"),
+    ],
 )
-def test_ranks_whose_batches_come_late(tiny, tmp_path, name, ranks, slow, finding, rank):
+def test_a_disturbed_rank_is_named(tiny, tmp_path, fault, ranks, slow, finding, key):
     job = _resolved(with_(tiny, device={"ranks": ranks}, pretrain={"epochs": 13, "batch_size": 16 // ranks}))
     run_dir = tmp_path / "runs" / "r"
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump_config(job))
-    command = [str(Path(__file__).with_name("slow_engine.py")), str(run_dir), "0.05", *slow]
+    command = [str(Path(__file__).with_name("disturbed_engine.py")), str(run_dir), fault, *slow]
     run_ranks(command, ranks=ranks, log_dir=run_dir / "logs", run_dir=run_dir)
     found = {f.name: f for f in verdict(run_dir, job, lost_seconds=1.0).findings}
-    assert list(found) == [finding], name
-    assert found[finding].figures["data_wait"] > 0.3
-    assert found[finding].figures.get("rank") == rank
+    assert list(found) == [finding]
+    assert found[finding].key == key
+    assert (found[finding].figures["data_wait"] > 0.3) == (key == "data.workers")
+    assert found[finding].figures.get("rank") == (1 if ranks == 2 else None)
     assert verdict(run_dir, job).findings == [], "less than a minute lost"
 
 
