@@ -24,9 +24,9 @@ from mae.prepare import prepare
 from mae.train import train
 
 CASES = {  # changes of the demo's job, and epochs of 2,000 images
-    "demo, 64 images a rank": ([], 6),
-    "twice as wide": (["model.embed_dim=256", "model.decoder_embed_dim=128"], 4),
-    "ViT-S's encoder": (["model.embed_dim=384", "model.depth=12", "model.num_heads=6"], 2),
+    "demo, 64 images a rank": ([], 5),
+    "demo, 256 images a rank": (["pretrain.batch_size=256"], 5),
+    "ViT-S's encoder, 64 images": (["model.embed_dim=384", "model.depth=12", "model.num_heads=6"], 2),
 }
 
 
@@ -51,8 +51,8 @@ def main() -> None:
     for case, rates in found.items():
         one, two, apart = (statistics.median(values) for values in zip(*rates, strict=True))
         scaled, possible = ([r[n] / r[0] for r in rates] for n in (1, 2))
-        print(f"{case:24s} images/s: one rank {one:.0f}, two {two:.0f}, two runs {apart:.0f}")
-        print(f"{'':24s} two ranks {_times(scaled)}, two runs {_times(possible)}")
+        print(f"{case:26s} images/s: one rank {one:.0f}, two {two:.0f}, two runs {apart:.0f}")
+        print(f"{'':26s} two ranks {_times(scaled)}, two runs {_times(possible)}")
 
 
 def rate(settings: list[str], cores: set[int], workspace: Path) -> float:
