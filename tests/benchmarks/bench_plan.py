@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_plan [--rounds 3]
 
 Prints, for models of several sizes, the planned and the measured time of an epoch (the median over a run's epochs but
-the first, in which the graph is compiled) and their ratio, the two in turn. Not a test: no number is checked.
+the first, in which the graph is compiled) and their ratio, the two in turn, after each round. Not a test: no number is
+checked.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ EPOCHS = 4
 
 
 def main() -> None:
-    """Run the cases in turn and print a line each."""
+    """Run the cases in turn and print a line for each and round."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
@@ -45,11 +46,15 @@ def main() -> None:
                 config = load_config("configs/demo.yaml", [*changes, *epochs, f"data.records={records}"])
                 planned = plan(config).value("pretrain", "time") * 3600 / EPOCHS
                 found[case].append((planned, _epoch_seconds(train(config, workspace=folder).run_dir)))
-    for case, pairs in found.items():
-        planned, measured = (statistics.median(values) for values in zip(*pairs, strict=True))
-        ratios = [p / m for p, m in pairs]
-        spread = f"ratio {planned / measured:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
-        print(f"{case:26s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, {spread}")
+                print(_summary(case, found[case]), flush=True)
+
+
+def _summary(case: str, pairs: list[tuple[float, float]]) -> str:
+    """Medians of the rounds so far."""
+    planned, measured = (statistics.median(values) for values in zip(*pairs, strict=True))
+    ratios = [p / m for p, m in pairs]
+    spread = f"ratio {planned / measured:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
+    return f"{case:26s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, {spread}"
 
 
 def _epoch_seconds(run_dir: Path) -> float:
