@@ -1,6 +1,6 @@
 """Sums over the ranks of one machine, through memory that they share: the CPU's all-reduce.
 
-MindSpore's own sends through the network stack and takes six times as long. Between NPUs HCCL sums, not this.
+MindSpore's own sends through the network stack and takes several times as long. Between NPUs HCCL sums, not this.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """A thread that reads images fails, is killed or stands still: the run ends, says so, and goes on as if nothing was."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -41,4 +40,3 @@ def test_a_data_thread(tiny, trained, tmp_path, fault, found):
     assert 0 < max(steps(run_dir)) < 36, "its third epoch is not finished"
     run = train(job, workspace=tmp_path, resume=True)
     assert (lines(run.run_dir), run.digest) == (lines(trained.run_dir), trained.digest)
-    shutil.rmtree(run_dir)
