@@ -11,7 +11,7 @@ from datasets.stage import InputError
 
 from .config import DEMO_CONFIG, ComputeConfig, DeviceConfig
 from .process_tree import LAUNCH_DIR
-from .shared_sum import SharedSum
+from .shared_mean import SharedMean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,8 +82,8 @@ def setup(target: str, *, ranks: int) -> int:
     return int(communication.get_rank())
 
 
-def all_reduce(number: int) -> Any:
-    """The operator that sums a flat float32 tensor over all ranks of a job that `setup` has joined.
+def all_mean(number: int, ranks: int) -> Any:
+    """What averages a flat float32 tensor over all ranks of a job that `setup` has joined, in a graph.
 
     Args:
         number: of the operator in its graph; all ranks run theirs in the same order.
@@ -92,13 +92,25 @@ def all_reduce(number: int) -> Any:
     from mindspore import ops
 
     if ms.get_context("device_target") != "CPU":
-        return ops.AllReduce()
-    total = _shared_sum()
+        return collective_mean(ranks)
+    mean = _shared_mean()
 
-    def shared_sum(terms: np.ndarray) -> np.ndarray:
-        return total(terms, number % 256)
+    def shared_mean(terms: np.ndarray) -> np.ndarray:
+        return mean(terms, number % 256)
 
-    return ops.Custom(shared_sum, lambda shape: shape, lambda dtype: dtype, "pyfunc")
+    return ops.Custom(shared_mean, lambda shape: shape, lambda dtype: dtype, "pyfunc")
+
+
+def collective_mean(ranks: int) -> Any:
+    """`all_mean` by the device's own all-reduce: HCCL's on Ascend."""
+    from mindspore import ops
+
+    all_reduce = ops.AllReduce()
+
+    def mean(terms: Any) -> Any:
+        return all_reduce(terms) / ranks
+
+    return mean
 
 
 def waited_for_ranks() -> float | None:
@@ -108,11 +120,11 @@ def waited_for_ranks() -> float | None:
     """
     import mindspore as ms
 
-    return _shared_sum().waited if ms.get_context("device_target") == "CPU" else None
+    return _shared_mean().waited if ms.get_context("device_target") == "CPU" else None
 
 
 @functools.cache
-def _shared_sum() -> SharedSum:
+def _shared_mean() -> SharedMean:
     from mindspore import communication
 
-    return SharedSum(communication.get_rank(), communication.get_group_size(), Path(os.environ[LAUNCH_DIR]))
+    return SharedMean(communication.get_rank(), communication.get_group_size(), Path(os.environ[LAUNCH_DIR]))

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from datasets import batches
-from mae import engine, shared_sum
+from mae import engine, shared_mean
 from mae.launch import rank_main
 
 SECONDS = 0.05  # that a slow rank is late at each step
@@ -24,7 +24,7 @@ def late_batches(job, config, epoch, rank, *, start, found=engine.rank_batches):
         yield batch
 
 
-def late_sum(self, terms, number, found=shared_sum.SharedSum.__call__):
+def late_mean(self, terms, number, found=shared_mean.SharedMean.__call__):
     time.sleep(SECONDS)  # as if the gradients had taken longer
     return found(self, terms, number)
 
@@ -46,7 +46,7 @@ if os.environ["RANK_ID"] in ranks:
     if fault == "late batches":
         engine.rank_batches = late_batches
     elif fault == "slow steps":
-        shared_sum.SharedSum.__call__ = late_sum
+        shared_mean.SharedMean.__call__ = late_mean
     else:
         batches._fill = fill
 rank_main(lambda: engine.run(run_dir))

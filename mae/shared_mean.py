@@ -1,4 +1,4 @@
-"""Sums over the ranks of one machine, through memory that they share: the CPU's all-reduce.
+"""Means over the ranks of one machine, through memory that they share: the CPU's all-reduce.
 
 MindSpore's own sends through the network stack and takes several times as long. Between NPUs HCCL sums, not this.
 """
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-MEETING = "shared_sum"  # a file of the launch directory: the name of rank 0's socket
+MEETING = "shared_mean"  # a file of the launch directory: the name of rank 0's socket
 LOOK_SECONDS = 0.01
 LAUNCHER_SECONDS = 10  # in which a launcher ends all ranks when one has ended
 
 
-class SharedSum:
-    """One rank's part in sums of float32 vectors, which all ranks have to call in the same order.
+class SharedMean:
+    """One rank's part in means of float32 vectors, which all ranks have to call in the same order.
 
-    Each rank sums one stretch for all. The terms are added in the order of ranks, so that every rank gets the same
+    Each rank averages one stretch for all. Terms are added in the order of ranks, so that every rank gets the same
     bits. What is waited for is a byte from a socket: a waiting rank leaves its core to the threads that read images.
 
     Args:
@@ -35,7 +35,7 @@ class SharedSum:
     def __init__(self, rank: int, ranks: int, launch_dir: Path) -> None:
         self.rank, self.ranks = rank, ranks
         if rank == 0:
-            self.file = os.memfd_create("shared_sum")  # gone with the last process that has it
+            self.file = os.memfd_create("shared_mean")  # gone with the last process that has it
             self.peers = _members(ranks - 1, launch_dir / MEETING, self.file)
         else:
             hub, self.file = _join(launch_dir / MEETING)
@@ -44,15 +44,15 @@ class SharedSum:
         self.waited = 0.0  # seconds, for ranks that came later
 
     def __call__(self, terms: np.ndarray, number: int = 0) -> np.ndarray:
-        """Sum over all ranks of vectors (n,) float32; it stays valid until the next call.
+        """Mean over all ranks of vectors (n,) float32; it stays valid until the next call.
 
         Args:
-            number: below 256, the same on all ranks: ranks that are not at the same sum are an error.
+            number: below 256, the same on all ranks: ranks that are not at the same mean are an error.
 
         Raises:
-            RuntimeError: another rank has ended, or is at another sum.
+            RuntimeError: another rank has ended, or is at another mean.
         """
-        sent, total = self._memory(terms.size)
+        sent, mean = self._memory(terms.size)
         edges = [terms.size * rank // self.ranks for rank in range(self.ranks + 1)]
         spans = [slice(first, last) for first, last in zip(edges, edges[1:])]
         for rank, span in enumerate(spans):
@@ -63,23 +63,24 @@ class SharedSum:
         self.waited += time.monotonic() - came
         mine = spans[self.rank]
         parts = [(terms if rank == self.rank else sent[rank])[mine] for rank in range(self.ranks)]
-        np.add(parts[0], parts[1], out=total[mine])
+        np.add(parts[0], parts[1], out=mean[mine])
         for part in parts[2:]:
-            total[mine] += part
+            mean[mine] += part
+        mean[mine] /= self.ranks  # here, since MindSpore's kernel takes longer than all the rest
         self._meet(number)
-        return total
+        return mean
 
     def _memory(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ranks, size) that each rank sends in its own row, (size,) for the sum.
+        """(ranks, size) that each rank sends in its own row, (size,) for the mean.
 
-        The sum's place is nobody's row at any size: what it held before may still be read.
+        The mean's place is nobody's row at any size: what it held before may still be read.
         """
         shares = self.ranks + 1
         if size * shares > self.memory.size:
             os.ftruncate(self.file, 4 * size * shares)  # all ranks to the same
             self.memory = np.frombuffer(mmap.mmap(self.file, 4 * size * shares), np.float32)
-        total, sent = self.memory[:size], self.memory[self.memory.size // shares :]
-        return sent[: self.ranks * size].reshape(self.ranks, size), total
+        mean, sent = self.memory[:size], self.memory[self.memory.size // shares :]
+        return sent[: self.ranks * size].reshape(self.ranks, size), mean
 
     def _meet(self, number: int) -> None:
         """Wait until all ranks have come to this place; what they wrote before is there then."""
@@ -96,7 +97,7 @@ class SharedSum:
         if b"" in found:  # that one has ended; who fails right away would be taken for the first
             time.sleep(LAUNCHER_SECONDS)
         if found != [own] * len(found):
-            raise RuntimeError(f"rank {self.rank} is at sum {number}, the others sent {found}")
+            raise RuntimeError(f"rank {self.rank} is at mean {number}, the others sent {found}")
 
 
 def _members(count: int, meeting: Path, memory: int) -> list[socket.socket]:

@@ -1,4 +1,4 @@
-"""Sums through shared memory, between real processes, beside MindSpore's own all-reduce and NumPy."""
+"""Means through shared memory, between real processes, beside MindSpore's own all-reduce and NumPy."""
 
 import multiprocessing
 import os
@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from mae import shared_sum
-from mae.device import all_reduce, setup
+from mae import shared_mean
+from mae.device import all_mean, collective_mean, setup
 from mae.launch import rank_main, run_ranks
-from mae.shared_sum import SharedSum
+from mae.shared_mean import SharedMean
 
 SIZES = (5, 1, 2, 1_000_003, 7, 3_000_000, 5)  # grows and shrinks
 
@@ -21,13 +21,13 @@ def terms(rank, size):
     return np.random.default_rng([rank, size]).normal(size=size).astype(np.float32)
 
 
-def summed(rank, ranks, folder, answers):
-    """All sizes, thirty times over; each sum is read late, while others may be at the next one."""
-    total, wrong = SharedSum(rank, ranks, folder), 0
-    expected = {size: np.add.reduce([terms(r, size) for r in range(ranks)]) for size in SIZES}
+def averaged(rank, ranks, folder, answers):
+    """All sizes, thirty times over; each mean is read late, while others may be at the next one."""
+    mean, wrong = SharedMean(rank, ranks, folder), 0
+    expected = {size: np.add.reduce([terms(r, size) for r in range(ranks)]) / np.float32(ranks) for size in SIZES}
     for number in range(30):
         for size in SIZES:
-            found = total(terms(rank, size), number)
+            found = mean(terms(rank, size), number)
             time.sleep(0.001 * (rank == number % ranks))
             wrong += not np.array_equal(found, expected[size])
     answers.put((rank, wrong))
@@ -44,18 +44,18 @@ def started(target, ranks, folder):
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_sums_are_those_of_numpy(tmp_path, ranks):
-    processes, answers = started(summed, ranks, tmp_path)
+def test_means_are_those_of_numpy(tmp_path, ranks):
+    processes, answers = started(averaged, ranks, tmp_path)
     assert sorted(answers.get(timeout=120) for _ in processes) == [(rank, 0) for rank in range(ranks)]
-    assert [path.name for path in tmp_path.iterdir()] == [shared_sum.MEETING]
+    assert [path.name for path in tmp_path.iterdir()] == [shared_mean.MEETING]
 
 
 class Both(nn.Cell):
-    """Two sums of ours and MindSpore's of the same, in one graph."""
+    """Two means of ours and MindSpore's of the same, in one graph."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.reference = all_reduce(0), all_reduce(300), ops.AllReduce()
+        self.first, self.second, self.reference = all_mean(0, 2), all_mean(300, 2), collective_mean(2)
 
     def construct(self, x):
         return self.first(x) * 1.0, self.second(x * 3.0), self.reference(x), self.reference(x * 3.0)
@@ -75,7 +75,7 @@ def compare():
 
 
 def test_bits_are_those_of_mindspore(tmp_path):
-    command = ["-m", "tests.mae.test_shared_sum"]
+    command = ["-m", "tests.mae.test_shared_mean"]
     run_ranks(command, ranks=2, log_dir=tmp_path / "logs", run_dir=tmp_path)
     for rank in range(2):
         assert "equal to MindSpore's" in (tmp_path / f"logs/rank_{rank}.log").read_text()
@@ -83,31 +83,31 @@ def test_bits_are_those_of_mindspore(tmp_path):
 
 def astray(rank, ranks, folder, answers):
     try:
-        SharedSum(rank, ranks, folder)(np.zeros(4, np.float32), number=rank)
+        SharedMean(rank, ranks, folder)(np.zeros(4, np.float32), number=rank)
     except RuntimeError as error:
         answers.put(str(error))
 
 
-def test_ranks_at_different_sums_are_an_error(tmp_path):
+def test_ranks_at_different_means_are_an_error(tmp_path):
     processes, answers = started(astray, 2, tmp_path)
-    assert sorted(answers.get(timeout=60)[:18] for _ in processes) == ["rank 0 is at sum 0", "rank 1 is at sum 1"]
+    assert sorted(answers.get(timeout=60)[:19] for _ in processes) == ["rank 0 is at mean 0", "rank 1 is at mean 1"]
 
 
 def left_alone(rank, ranks, folder, answers):
-    shared_sum.LAUNCHER_SECONDS = 0
-    total = SharedSum(rank, ranks, folder)
-    total(np.zeros(4, np.float32))
+    shared_mean.LAUNCHER_SECONDS = 0
+    mean = SharedMean(rank, ranks, folder)
+    mean(np.zeros(4, np.float32))
     if rank:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
-        total(np.zeros(4, np.float32))
+        mean(np.zeros(4, np.float32))
     except RuntimeError as error:
         answers.put(str(error))
 
 
 def test_a_killed_rank_leaves_none_waiting(tmp_path):
     _, answers = started(left_alone, 2, tmp_path)
-    assert "rank 0 is at sum 0" in answers.get(timeout=60)
+    assert "rank 0 is at mean 0" in answers.get(timeout=60)
 
 
 if __name__ == "__main__":
