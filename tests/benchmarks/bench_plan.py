@@ -3,8 +3,9 @@
     python -m tests.benchmarks.bench_plan [--rounds 3]
 
 Prints, for models of several sizes, the planned and the measured time of an epoch (the median over a run's epochs but
-the first, in which the graph is compiled) and their ratio, the two in turn, after each round. Not a test: no number is
-checked.
+the first, in which the graph is compiled) and their ratio, after each round. A run stands between two plans, whose mean
+is taken: a machine whose speed drifts is the same for both. How far apart the two were is printed as well, as their
+median ratio; where it is not near 1 the machine is too restless for this. Not a test: no number is checked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config import load_config
+from mae.config import Config, load_config
 from mae.plan import plan
 from mae.prepare import prepare
 from mae.train import train
@@ -36,25 +37,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         records = prepare(unpack_sample(folder / "sample").root, folder)
         for number in range(rounds):
             for case, changes in CASES.items():
-                epochs = [f"pretrain.epochs={EPOCHS}", "pretrain.warmup_epochs=1", f"seed={number}"]
-                config = load_config("configs/demo.yaml", [*changes, *epochs, f"data.records={records}"])
-                planned = plan(config).value("pretrain", "time") * 3600 / EPOCHS
-                found[case].append((planned, _epoch_seconds(train(config, workspace=folder).run_dir)))
+                job = [f"pretrain.epochs={EPOCHS}", "pretrain.warmup_epochs=1", f"seed={number}", "finetune=null"]
+                config = load_config("configs/demo.yaml", [*changes, *job, f"data.records={records}"])
+                before = _planned_seconds(config)
+                measured = _epoch_seconds(train(config, workspace=folder).run_dir)
+                found[case].append((before, measured, _planned_seconds(config)))
                 print(_summary(case, found[case]), flush=True)
 
 
-def _summary(case: str, pairs: list[tuple[float, float]]) -> str:
+def _summary(case: str, times: list[tuple[float, float, float]]) -> str:
     """Medians of the rounds so far."""
-    planned, measured = (statistics.median(values) for values in zip(*pairs, strict=True))
-    ratios = [p / m for p, m in pairs]
-    spread = f"ratio {planned / measured:.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
-    return f"{case:26s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, {spread}"
+    planned = statistics.median((before + after) / 2 for before, _, after in times)
+    measured = statistics.median(measured for _, measured, _ in times)
+    ratios = [(before + after) / 2 / measured for before, measured, after in times]
+    drift = statistics.median(max(before, after) / min(before, after) for before, _, after in times)
+    spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
+    return f"{case:24s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, {spread}, plans {drift:.2f} apart"
+
+
+def _planned_seconds(config: Config) -> float:
+    """Of an epoch of pre-training."""
+    return plan(config).value("pretrain", "time") * 3600 / EPOCHS
 
 
 def _epoch_seconds(run_dir: Path) -> float:
