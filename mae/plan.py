@@ -173,7 +173,7 @@ def _training(
     how = f"{speed:,.0f} images/s / {CORE_IMAGES:,.0f} images/s and core"
     sheet.add("input cores", speed / CORE_IMAGES, "per device", how)
     parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
-    _memory(sheet, recipe, config, parameters)
+    _memory(sheet, recipe, config, parameters, head=data.classes * (model.embed_dim + 1))
     _checkpoints(sheet, recipe, parameters, hours, devices)
     return sheet.figures
 
@@ -195,23 +195,25 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
     return sheet.add("rate", found.images / found.seconds, "images/s and device", how)
 
 
-def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int) -> None:
-    copies = 4 + 2 * 4 + 4 + (4 if recipe.accum_iter > 1 else 0)
+def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, head: int) -> None:
     half = config.compute.dtype == "float16" or (config.compute.dtype is None and config.device.target == "Ascend")
-    copies += 2 if half else 0
-    what = (
-        "weights 4, moments 8, gradients 4"
-        + (", sums 4" if recipe.accum_iter > 1 else "")
-        + (", halves 2" if half else "")
-    )
-    state = sheet.add(
-        "state", parameters * copies / 1e9, "GB per device", f"{parameters:,} parameters * ({what}) bytes"
-    )
+    probe = isinstance(recipe, LinprobeConfig)
+    trained = head if probe else parameters
+    held = {"weights": 4, **({"halves": 2} if half else {})}
+    each = {"gradients": 4, **({"velocities": 4} if probe else {"moments": 8})}
+    each |= {**({"sums": 4} if recipe.accum_iter > 1 else {}), **({"averages": 4} if recipe.ema else {})}
+    state = parameters * sum(held.values()) + trained * sum(each.values())
+    how = f"{parameters:,} parameters * ({_listed(held)}) + {trained:,} trained * ({_listed(each)}) bytes"
+    sheet.add("state", state / 1e9, "GB per device", how)
     kept = recipe.batch_size * _activation_bytes(config.model, recipe, 2 if half else 4, config.compute.recompute)
-    how = f"{recipe.batch_size} images; what the backward pass needs of each block"
-    kept = sheet.add("activations", kept / 1e9, "GB per device", how)
+    what = "one block at a time, since none is trained" if probe else "what the backward pass needs of each block"
+    sheet.add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
     if config.device.target == "Ascend":
-        sheet.add("memory", (state + kept) * 1e9 / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
+        sheet.add("memory", (state + kept) / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
+
+
+def _listed(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: bool) -> float:
@@ -224,7 +226,8 @@ def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: 
 
     patches = model.grid[0] * model.grid[1]
     if not isinstance(recipe, PretrainConfig):
-        return blocks(1 + patches, model.embed_dim, model.depth, model.num_heads, model.mlp_ratio)
+        depth = 1 if isinstance(recipe, LinprobeConfig) else model.depth
+        return blocks(1 + patches, model.embed_dim, depth, model.num_heads, model.mlp_ratio)
     visible = 1 + kept_patches(patches, recipe.mask_ratio)
     width, ratio = model.decoder_embed_dim, model.decoder_mlp_ratio or model.mlp_ratio
     encoder = blocks(visible, model.embed_dim, model.depth, model.num_heads, model.mlp_ratio)

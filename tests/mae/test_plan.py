@@ -1,10 +1,12 @@
 """Plans beside published counts, built models, and steps that are really run."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
-from mae.config import ModelConfig, parse_config
+from mae.config import ModelConfig, load_config, parse_config
 from mae.flops import encoder_flops, mae_flops
 from mae.model import MaskedAutoencoder
 from mae.plan import FAILURE_DEVICE_HOURS, optimal_interval, parameter_count, plan
@@ -61,6 +63,32 @@ def test_the_published_job():
     }
     for (stage, name), (value, tolerance) in expected.items():
         assert made.value(stage, name) == pytest.approx(value, rel=tolerance), (stage, name)
+
+
+def test_a_probe_trains_its_head_only():
+    """State by hand: a ViT-B classifier's weights in both precisions; gradients, velocities, sums and averages."""
+    probe = {"epochs": 90, "batch_size": 512, "accum_iter": 4, "ema": 0.999}
+    job = {**JOB, "task": "linprobe", "pretrain": None, "finetune": None, "linprobe": probe}
+    made, head = plan(parse_config(job, source="test")), 1000 * 769
+    assert made.value("linprobe", "state") == pytest.approx((86_567_656 * 6 + head * 16) / 1e9)
+    one_block = 512 * (2 * 4 * 197 * 768 + 2 * (197 * 768 * (6 + 3 * 4) + 12 * 197**2))
+    assert made.value("linprobe", "activations") == pytest.approx(one_block / 1e9)
+    assert made.value("linprobe", "memory") == pytest.approx((86_567_656 * 6 + head * 16 + one_block) / 32e9)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*_vit_*.yaml")), ids=lambda path: path.stem)
+def test_published_recipes_fit_a_910a(path):
+    """And take as long as the config's head says, of pre-training for each of its lengths."""
+    config = load_config(path)
+    made = plan(config)
+    assert made.value(config.task, "memory") < 0.9
+    text = " ".join(line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    found = re.findall(r"([\d.,]+) h(?: for ([\d,]+))?[, ]", text.split("Expected time: ")[1].split("(published")[0])
+    assert len(found) == (4 if config.task == "pretrain" else 1)
+    for hours, epochs in found:
+        share = int(epochs.replace(",", "")) / config.recipe.epochs if epochs else 1
+        said = float(hours.replace(",", ""))
+        assert said == pytest.approx(made.value(config.task, "time") * share, rel=0.015), (hours, epochs)
 
 
 @pytest.mark.parametrize(
