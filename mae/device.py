@@ -113,6 +113,22 @@ def collective_mean(ranks: int) -> Any:
     return mean
 
 
+def float_status() -> tuple[Any, Any] | None:
+    """The operators that clear and read the device's flags of floating-point faults; None where numbers tell of them.
+
+    A 910A saturates: what overflows becomes the largest number, and what is no number 0 (CANN's aclrtFloatOverflowMode
+    has no other mode for it). Both operators map (8,) int32 to (8,) int32, the status, in which 0 means no fault; what
+    they are given only puts them in order (MindSpore's NPUGetFloatStatusV2).
+    """
+    import mindspore as ms
+
+    if ms.get_context("device_target") != "Ascend":
+        return None
+    from mindspore.ops.operations.math_ops import NPUClearFloatStatusV2, NPUGetFloatStatusV2
+
+    return NPUClearFloatStatusV2(), NPUGetFloatStatusV2()
+
+
 def waited_for_ranks() -> float | None:
     """Seconds that this process has waited for other ranks; None on Ascend, where that lies within calls of the device.
 

@@ -186,10 +186,12 @@ def _halt(
         time.sleep(HALT_SECONDS)  # rank 0 writes what all had; its end ends this process
     if report.halted > 1:
         found = "a loss or gradient that was not"
-    elif math.isfinite(report.loss):
+    elif not math.isfinite(report.loss):
+        found = str(report.loss)
+    elif not math.isfinite(report.grad_norm):
         found = f"gradient norm {report.grad_norm}"
     else:
-        found = str(report.loss)
+        found = "a number that the device had to saturate, at loss scale 1"
     epoch, number = divmod(first - 1, updates)
     parts = job.recipe.accum_iter
     batches = {}

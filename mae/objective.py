@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from .config import ModelConfig
-from .device import all_mean
+from .device import all_mean, float_status
 from .model import MaskedAutoencoder
 from .optim import LARS, AdamW, LossScale
 from .vit import VisionTransformer
@@ -83,41 +83,67 @@ class ClassifyLoss(nn.Cell):
         return -(target * log_probabilities).sum(-1).mean()
 
 
+class Gradients(nn.Cell):
+    """What one batch tells on this rank: (1,) float32, its loss, and the gradients, scaled as the loss is.
+
+    On a device that saturates it tells (2,), the second 1 if anything overflowed or was no number, else 0.
+    """
+
+    def __init__(self, loss: nn.Cell, parameters: Sequence[Parameter]) -> None:
+        super().__init__(auto_prefix=False)
+        self.value_and_grad = ms.value_and_grad(loss, None, parameters)
+        status = float_status()
+        self.saturates = status is not None
+        if status is not None:
+            self.clear, self.read = status
+        self.told = 2 if self.saturates else 1
+        self.no_fault = Tensor(np.zeros(8, np.int32))
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self.saturates:
+            loss, gradients = self.value_and_grad(*batch)
+            return loss.reshape(1), gradients
+        images = ops.depend(batch[0], self.clear(self.no_fault))
+        loss, gradients = self.value_and_grad(images, *batch[1:])
+        status = self.read(ops.depend(self.no_fault, (loss, gradients)))
+        return ops.stack([loss, (status != 0).astype(ms.float32).max()]), gradients
+
+
 class Combine(nn.Cell):
-    """A loss and its gradients averaged over all ranks, and the gradients' norm.
+    """What `Gradients` tells, and its gradients, averaged over all ranks, and the gradients' norm.
 
     They travel in buckets of whole parameters, in the model's order. A bucket waits for the gradients in it and for no
     others, so that those of late layers are on their way while those of early ones are still computed.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], ranks: int) -> None:
+    def __init__(self, parameters: Sequence[Parameter], ranks: int, told: int) -> None:
         super().__init__()
         self.spans = bucket_spans([4 * p.size for p in parameters], BUCKET_BYTES)
         self.buckets = nn.CellList(
             [
-                _Bucket([p.shape for p in parameters[first:last]], ranks, number)
+                _Bucket([p.shape for p in parameters[first:last]], ranks, number, told if number == 0 else 0)
                 for number, (first, last) in enumerate(self.spans)
             ]
         )
 
-    def construct(self, loss: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def construct(self, told: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         averaged, squares = gradients[:0], ops.zeros((), ms.float32)
         for bucket, span in zip(self.buckets, self.spans):
             own = gradients[span[0] : span[1]]
             if span[0] == 0:  # whose gradients come last
-                own = (loss.reshape(1), *own)
+                own = (told, *own)
             own, square = bucket(own)
             averaged, squares = averaged + own, squares + square
-        return averaged[0].reshape(()), averaged[1:], ops.sqrt(squares)
+        return averaged[0], averaged[1:], ops.sqrt(squares)
 
 
 class _Bucket(nn.Cell):
     """Tensors averaged over all ranks in one all-reduce of one flat tensor, and the sum of the gradients' squares."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int, told: int) -> None:
         super().__init__()
-        self.ranks, self.with_loss = ranks, number == 0
-        self.sizes = [math.prod(shape) for shape in ([(1,), *shapes] if self.with_loss else shapes)]
+        self.ranks, self.told = ranks, told  # numbers before the gradients
+        self.sizes = [math.prod(shape) for shape in ([(told,), *shapes] if told else shapes)]
         self.map = ops.HyperMap()
         if ranks > 1:
             self.all_mean = all_mean(number, ranks)
@@ -127,8 +153,8 @@ class _Bucket(nn.Cell):
         if self.ranks > 1:
             flat = self.all_mean(flat)
             tensors = self.map(_shaped, ops.split(flat, self.sizes), tensors)
-        if self.with_loss:
-            flat = flat[1:]
+        if self.told:
+            flat = flat[self.told :]
         return tensors, ops.square(flat).sum()
 
 
@@ -229,32 +255,34 @@ class Update(nn.Cell):
         super().__init__(auto_prefix=False)
         self.loss_scale = LossScale(dynamic=dynamic_scale)
         scaled = _ScaledLoss(loss, self.loss_scale.scale) if dynamic_scale else loss
-        self.gradients = ms.value_and_grad(scaled, None, optimizer.params)
+        self.gradients = Gradients(scaled, optimizer.params)
         self.optimizer = optimizer
         self.accum_iter, self.clip_grad, self.ema = accum_iter, clip_grad, ema
         self.dynamic_scale = dynamic_scale
         self.state = [*optimizer.state, *self.loss_scale.state]
-        self.combine = Combine(optimizer.params, ranks)
+        self.combine = Combine(optimizer.params, ranks, self.gradients.told)
         self.map = ops.HyperMap()
         if accum_iter > 1:
             self.sums = optimizer.params.clone("accumulated", init="zeros")
-            self.loss_sum = Parameter(Tensor(0.0, ms.float32), name="accumulated_loss", requires_grad=False)
+            told = Tensor(np.zeros(self.gradients.told, np.float32))
+            self.told_sum = Parameter(told, name="accumulated_loss", requires_grad=False)
         if ema is not None:
             self.averages = optimizer.params.clone("ema")
             self.state += list(self.averages)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> Tensor:
         """`lr` () float32 -> the five values of `Report`."""
-        loss, gradients = self.gradients(*batch)
+        told, gradients = self.gradients(*batch)
         if self.accum_iter > 1:
-            loss = (loss + self.loss_sum) / self.accum_iter
+            told = (told + self.told_sum) / self.accum_iter
             gradients = self.map(ops.partial(_mean, self.accum_iter), self.sums, gradients)
-        loss, gradients, norm = self.combine(loss, gradients)
+        told, gradients, norm = self.combine(told, gradients)
+        loss, faults = told[0], told[1:]
         factor = ops.ones((), ms.float32)
         if self.dynamic_scale:
             factor = 1 / self.loss_scale.scale
             loss, norm = loss * factor, norm * factor
-        applied = self.loss_scale(loss, norm)
+        applied = self.loss_scale(loss, norm, faults)
         if self.clip_grad is not None:
             factor = factor * ops.minimum(self.clip_grad / (norm + 1e-6), 1.0)
         if self.dynamic_scale or self.clip_grad is not None:
@@ -264,7 +292,7 @@ class Update(nn.Cell):
         report = ops.stack([loss, norm, state.scale.value(), state.overflows.value(), state.halted.value()])
         done = ops.depend(report, self.optimizer(gradients, lr, applied))
         if self.accum_iter > 1:
-            done = ops.depend(done, ops.assign(self.loss_sum, ops.zeros_like(loss)))
+            done = ops.depend(done, ops.assign(self.told_sum, ops.zeros_like(told)))
             done = ops.depend(done, self.map(_cleared, self.sums, gradients))
         if self.ema is not None:
             moved = ops.partial(_moved, self.ema, applied)
@@ -278,25 +306,14 @@ class Accumulate(nn.Cell):
     def __init__(self, update: Update) -> None:
         super().__init__(auto_prefix=False)
         self.gradients = update.gradients
-        self.sums, self.loss_sum = update.sums, update.loss_sum
+        self.sums, self.told_sum = update.sums, update.told_sum
         self.map = ops.HyperMap()
 
     def construct(self, *batch: Tensor) -> Tensor:
-        """Returns this rank's loss of the batch, scaled as the gradients are."""
-        loss, gradients = self.gradients(*batch)
-        loss = ops.depend(loss, ops.assign_add(self.loss_sum, loss))
-        return ops.depend(loss, self.map(ops.assign_add, self.sums, gradients))
-
-
-class Gradients(nn.Cell):
-    """The gradients of one batch on this rank, scaled as the loss is, before anything is done with them."""
-
-    def __init__(self, update: Update) -> None:
-        super().__init__(auto_prefix=False)
-        self.gradients = update.gradients
-
-    def construct(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        return self.gradients(*batch)[1]
+        """Returns what this rank's batch tells, as `Gradients` does."""
+        told, gradients = self.gradients(*batch)
+        told = ops.depend(told, ops.assign_add(self.told_sum, told))
+        return ops.depend(told, self.map(ops.assign_add, self.sums, gradients))
 
 
 class Classify(nn.Cell):

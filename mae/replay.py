@@ -47,7 +47,7 @@ def replay(path: Path) -> Replay:
     from .device import setup
     from .engine import build_update, load_run
     from .job import build_job
-    from .objective import Accumulate, Gradients, Report
+    from .objective import Accumulate, Report
 
     batches: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
     for name, array in checkpoint.load_weights(directory / INPUTS).items():
@@ -64,9 +64,9 @@ def replay(path: Path) -> Replay:
     load_run(directory, job, update)
     job.model.set_train(True)
     unfit = [p.name for p in job.model.get_parameters() if not np.isfinite(p.asnumpy()).all()]
-    gradients, faulty = Gradients(update), set()
+    faulty = set()
     for batch in inputs:
-        for parameter, gradient in zip(job.optimizer.params, gradients(*batch)):
+        for parameter, gradient in zip(job.optimizer.params, update.gradients(*batch)[1]):
             if not np.isfinite(gradient.asnumpy()).all():
                 faulty.add(parameter.name)
     accumulate = Accumulate(update) if len(inputs) > 1 else None

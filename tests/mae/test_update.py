@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
-from mae.device import setup
+from mae import objective
+from mae.device import float_status, setup
 from mae.objective import Accumulate, Report, Update
 from mae.optim import AdamW, LossScale
 
@@ -167,3 +168,85 @@ def test_without_a_scale_every_overflow_halts():
     run = Run(Root())
     assert run.step(np.ones((2, 2))).halted == 0
     assert run.step([[0, 1], [1, 1]])[2:] == (1.0, 0, 1)
+
+
+class Register:
+    """A saturating device's flags: raised by a step, kept until they are cleared, read as NPUGetFloatStatusV2 does."""
+
+    def __init__(self):
+        self.flags = np.zeros(8, np.int32)
+
+    def operator(self, call):
+        return ops.Custom(call, lambda shape: shape, lambda dtype: dtype, "pyfunc")
+
+    def clear(self, before):
+        self.flags[:] = 0
+        return self.flags.copy()
+
+    def read(self, after):
+        return self.flags.copy()
+
+    def multiplied(self, x):
+        """The batch, as a step that is too large for this device leaves it: finite, with a flag raised."""
+        self.flags[3] |= np.abs(x).max() > 1000
+        return np.clip(x, -1000, 1000)
+
+
+class Saturating(Product):
+    def __init__(self, multiplied):
+        super().__init__()
+        self.multiplied = multiplied
+
+    def construct(self, x):
+        return (self.w * ops.stop_gradient(self.multiplied(x))).sum()
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """In place of a 910A's, with operators that a CPU has."""
+    register = Register()
+    operators = register.operator(register.clear), register.operator(register.read)
+    monkeypatch.setattr(objective, "float_status", lambda: operators)
+    return register
+
+
+def saturating(register, **settings):
+    return Run(Saturating(register.operator(register.multiplied)), **settings)
+
+
+def test_what_a_device_saturates_is_an_overflow(register):
+    """No number tells of it: loss, gradient and norm are finite."""
+    run, plain = saturating(register, dynamic_scale=True), Run()
+    register.flags[0] = 1  # of something before the step, which is no fault of its own
+    assert run.step(GOOD).overflows == plain.step(GOOD).overflows == 0
+    before = run.state
+    report = run.step(np.full((2, 2), 2000.0))
+    assert np.isfinite(report[:2]).all()
+    assert (report.loss_scale, report.overflows, report.halted) == (32768.0, 1, 0)
+    for a, b in zip(run.state, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    run.step(GOOD)
+    plain.step(GOOD)
+    for a, b in zip(run.state, plain.state, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_saturation_in_one_accumulated_batch_skips_the_update_and_no_other(register):
+    run = saturating(register, dynamic_scale=True, accum_iter=2)
+    Accumulate(run.update)(Tensor(np.full((2, 2), 2000, np.float32)))
+    assert run.step(GOOD).overflows == 1
+    Accumulate(run.update)(Tensor(GOOD))
+    assert run.step(GOOD)[3:] == (1, 0)
+
+
+def test_saturation_that_no_scale_mends_halts(register):
+    run = saturating(register, dynamic_scale=True)
+    reports = [run.step(np.full((2, 2), 2000.0)) for _ in range(18)]
+    assert [(r.overflows, r.halted) for r in reports[-3:]] == [(16, 0), (16, 1), (16, 2)]
+    assert saturating(register).step(np.full((2, 2), 2000.0)).halted == 1
+
+
+def test_a_910a_has_such_flags_and_a_cpu_tells_by_inf(monkeypatch):
+    assert float_status() is None
+    monkeypatch.setattr(ms, "get_context", lambda key: {"device_target": "Ascend"}[key])
+    assert [operator.name for operator in float_status()] == ["NPUClearFloatStatusV2", "NPUGetFloatStatusV2"]
