@@ -156,6 +156,18 @@ def load_index(directory: PathLike) -> Index:
     raise InputError(path, expected="the index of a records directory", found=found, todo=REDO)
 
 
+def check_labelled(directory: PathLike, index: Index) -> None:
+    """Refuse records on which no accuracy can be measured.
+
+    Raises:
+        InputError: there are fewer than two classes, or no validation image.
+    """
+    if len(index.classes) < 2 or index.splits["val"].images == 0:
+        found = f"{len(index.classes)} classes and {index.splits['val'].images} validation images"
+        expected, todo = "at least 2 classes and 1 validation image", "use images in class folders"
+        raise InputError(directory, expected=expected, found=found, todo=todo)
+
+
 def source(directory: PathLike, split: str, sample: int) -> SourceRow:
     """Where sample number `sample` of a split comes from: samples are counted through its shards in index order.
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, Optional
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from datasets.stage import InputError, atomic_directory, file_digest, write_json
+from datasets.stage import InputError, atomic_directory, file_digest, value_digest, write_json
 
 from .config import ModelConfig
 
@@ -80,7 +80,11 @@ class State(BaseModel):
     inputs: dict[str, Any] = {}  # what the run's result depends on, by key of the config; digests of records and init
     ranks: int = 1
     decoder_float32: bool = False  # as it was computed, be it by the config or after a failure
-    digests: dict[str, str]  # SHA-256 by file name
+    digests: dict[str, str]  # SHA-256 by file name, and what `digest` says of state.json's other fields
+
+    def digest(self) -> str:
+        """Of all fields but `digests`."""
+        return value_digest(self.model_dump(mode="json", exclude={"digests"}))
 
 
 def save(
@@ -122,7 +126,9 @@ def _write(
         save_file({**weights, **averages}, partial / EMA, metadata={"maeflow": card.model_dump_json()})
     save_file(dict(moments), partial / OPTIMIZER)
     digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
-    write_json(partial / STATE, State(**state, digests=digests).model_dump())
+    described = State(**state, digests=digests)
+    described.digests[STATE] = described.digest()
+    write_json(partial / STATE, described.model_dump())
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -219,13 +225,15 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 def _fault(directory: Path) -> str | None:
     try:
         state = load_state(directory)
-    except (OSError, ValidationError) as error:
+        if str(state.step) != directory.name:
+            return f"{STATE} is of step {state.step}"
+        if state.digests.get(STATE) != state.digest():
+            return f"{STATE} has other content than was written"
+        for name, digest in state.digests.items():
+            if name != STATE and not (directory / name).is_file():
+                return f"{name} is missing"
+            if name != STATE and file_digest(directory / name) != digest:
+                return f"{name} has other content than was written"
+    except (OSError, ValueError) as error:  # unreadable, no UTF-8, no JSON, no state
         return str(error).splitlines()[0]
-    if str(state.step) != directory.name:
-        return f"{STATE} is of step {state.step}"
-    for name, digest in state.digests.items():
-        if not (directory / name).is_file():
-            return f"{name} is missing"
-        if file_digest(directory / name) != digest:
-            return f"{name} has other content than was written"
     return None

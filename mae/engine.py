@@ -32,7 +32,7 @@ from .model import MaskedAutoencoder
 from .objective import Accumulate, Report, Update
 from .restore import load_parameters
 from .saver import Saver
-from .schedule import lr_at
+from .schedule import checkpoint_due, lr_at
 
 LOG_STEPS = 10  # steps between two readings of the loss, each of which waits for the device
 HALT_SECONDS = 600  # that rank 0 has to write what made the others halt, too
@@ -108,7 +108,7 @@ def _updates(
             step = epoch * updates + number + 1
             inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
             result = update(Tensor(rate, ms.float32), *inputs)
-            logged, due = step % LOG_STEPS == 0 or number == updates - 1, _due(recipe, step, updates)
+            logged, due = step % LOG_STEPS == 0 or number == updates - 1, checkpoint_due(recipe, step, updates)
             report = metrics.waiting(Report.read, result) if logged or due else None
             if report is not None and report.halted:
                 _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
@@ -136,13 +136,6 @@ def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics) -> Callabl
 
     assert isinstance(job.model, MaskedAutoencoder)
     return Probe(run_dir, config, job.model, metrics)
-
-
-def _due(recipe: Recipe, step: int, updates: int) -> bool:
-    """Whether there is a checkpoint behind a step."""
-    epoch = step / updates
-    by_epoch = epoch == recipe.epochs or epoch % recipe.checkpoint_epochs == 0
-    return by_epoch or (recipe.checkpoint_steps is not None and step % recipe.checkpoint_steps == 0)
 
 
 def rank_batches(job: Job, config: Config, epoch: int, rank: int, *, start: int) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ import numpy as np
 from mindspore import Tensor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from datasets.records import load_index
+from datasets.records import check_labelled, load_index
 from datasets.stage import InputError, PathLike, StageResult, write_json
 
 from . import checkpoint
@@ -88,10 +88,7 @@ def evaluate(
         raise InputError("protocol", expected=f"one of {', '.join(PROTOCOLS)}", found=repr(protocol), todo=todo)
     model, records = checkpoint.model_file(Path(checkpoint_path)), Path(records)
     index = load_index(records)
-    if len(index.classes) < 2 or index.splits["val"].images == 0:
-        found = f"{len(index.classes)} classes and {index.splits['val'].images} validation images"
-        todo = "use images in class folders"
-        raise InputError(records, expected="at least 2 classes and 1 validation image", found=found, todo=todo)
+    check_labelled(records, index)
     inputs = {
         "protocol": protocol,
         "version": VERSION,

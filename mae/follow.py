@@ -64,7 +64,7 @@ class Follower:
             self._show(readings(lines), evaluations(lines))
             for finding in self.watch.add(readings(lines)):
                 self.report_line(f"warning: {said(finding)}")
-        return self.tail.inode, self.tail.offset
+        return self.tail.inode, self.tail.offset, self.tail.touched
 
     def _show(self, new: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
         self.recent.extend(new)

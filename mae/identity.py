@@ -8,10 +8,11 @@ from typing import Any
 from datasets.records import load_index
 
 from . import checkpoint
-from .config import Config
+from .config import Config, FinetuneConfig, LinprobeConfig, Recipe
 
 # Neither these, nor where the data lies and what prepares it, change a result; the number of ranks, their batches and
-# how many are accumulated do by rounding only, as long as the global batch is the same.
+# how many are accumulated do by rounding only, as long as the global batch is the same, unless images of one batch
+# depend on each other.
 IMMATERIAL = (
     "batch_size",
     "accum_iter",
@@ -32,7 +33,8 @@ def run_inputs(config: Config) -> dict[str, Any]:
     values = config.model_dump(mode="json", include={"task", "seed", "model", "compute", config.task})
     section = values[config.task]
     for key in IMMATERIAL:
-        section.pop(key, None)
+        if key != "batch_size" or not _mixes(config.recipe):
+            section.pop(key, None)
     found: dict[str, Any] = {"device.target": config.device.target, "global batch": global_batch(config)}
     for key, value in values.items():
         found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
@@ -40,6 +42,13 @@ def run_inputs(config: Config) -> dict[str, Any]:
     if config.init is not None:
         found["init"] = checkpoint.model_digest(checkpoint.model_file(Path(config.init)))
     return found
+
+
+def _mixes(recipe: Recipe) -> bool:
+    """Whether an image's part in the loss depends on the others in its rank's batch: mixed with them, normalised."""
+    if isinstance(recipe, FinetuneConfig):
+        return recipe.mixup > 0 or recipe.cutmix > 0
+    return isinstance(recipe, LinprobeConfig)
 
 
 def global_batch(config: Config) -> int:

@@ -31,6 +31,7 @@ from mae.process_tree import LAUNCH_DIR, PARENT, end_tree, started
 
 GUARD = str(Path(__file__).with_name("process_tree.py"))
 CLUSTER_SECONDS = 300  # from the first rank's communication.init() to the last one's
+OWNER = "launcher.json"  # of the launch directory: who launched
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 WATCH_SECONDS = 0.1
 SETTLE_SECONDS = 0.3  # after a first death is seen: a guard may still be writing an earlier one
@@ -230,10 +231,13 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _claim(run_dir: Path) -> None:
-    """Take the run directory for this process; what a dead launcher left in it is killed first."""
-    pid_file = _launch_dir(run_dir) / "launcher.json"
-    owner = _read_json(pid_file)
+def check_free(run_dir: Path) -> None:
+    """Refuse a run directory in which another process's launch is alive.
+
+    Raises:
+        InputError: one is.
+    """
+    owner = _read_json(_launch_dir(run_dir) / OWNER)
     if owner and started(owner["pid"]) == owner["started"]:
         raise InputError(
             run_dir,
@@ -241,8 +245,13 @@ def _claim(run_dir: Path) -> None:
             found=f"one by process {owner['pid']}",
             todo="wait for it, or end that process",
         )
+
+
+def _claim(run_dir: Path) -> None:
+    """Take the run directory for this process; what a dead launcher left in it is killed first."""
+    check_free(run_dir)
     reap(run_dir)
-    write_json(pid_file, {"pid": os.getpid(), "started": started(os.getpid())})
+    write_json(_launch_dir(run_dir) / OWNER, {"pid": os.getpid(), "started": started(os.getpid())})
 
 
 def _set_logs_aside(log_dir: Path) -> None:

@@ -3,7 +3,7 @@
 A line of metrics.jsonl without `kind` is a reading of the training:
 
     step, epoch               updates and epochs done
-    loss, grad_norm, lr       of the step; the loss over all ranks, the norm before clipping
+    loss, grad_norm, lr       of the step; the loss over all ranks, the norm before clipping (none: it overflowed)
     loss_scale, overflows     of the next update; updates skipped so far
     samples_per_second        images a second since the last reading, of all ranks; none in the first interval of an
                               attempt, which compiles the graph, as are all values below that stand for time
@@ -23,6 +23,7 @@ attempt wrote behind its checkpoint, so that a step stands here once.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 METRICS, RANKS = "metrics.jsonl", "metrics"
 KIND, EVALUATION = "kind", "evaluation"
+ALIVE_SECONDS = 10.0  # between two signs of life
 T = TypeVar("T")
 
 
@@ -74,6 +76,7 @@ class Metrics:
         self.last_step: int | None = None
         self.skips_ranks = False
         self.data_seconds = self.device_seconds = self.rank_seconds = 0.0
+        self.told = 0.0
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches, with the time counted in which the loop waits for them."""
@@ -84,7 +87,15 @@ class Metrics:
             except StopIteration:
                 return
             self.data_seconds += time.monotonic() - asked
+            self.alive()
             yield batch
+
+    def alive(self) -> None:
+        """Show whoever follows metrics.jsonl that there is progress where lines are far apart: touch it."""
+        now = time.monotonic()
+        if self.path and now - self.told >= ALIVE_SECONDS:
+            self.path.touch()
+            self.told = now
 
     def waiting(self, read: Callable[[Any], T], result: Any) -> T:
         """`read(result)`, with the time counted that it takes until the device has the result."""
@@ -134,7 +145,7 @@ class Metrics:
                 "epoch": round(epoch, 4),
                 "loss": report.loss,
                 "lr": lr,
-                "grad_norm": report.grad_norm,
+                "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
                 "loss_scale": report.loss_scale,
                 "overflows": report.overflows,
                 **(dict.fromkeys(speed) if first else speed),
@@ -159,7 +170,7 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.offset = self.inode = 0
+        self.offset = self.inode = self.touched = 0
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
         """The whole lines that came since the last call; all of them, and True, where the file is another one."""
@@ -169,6 +180,7 @@ class Tail:
             return False, []
         with file:
             found = os.fstat(file.fileno())
+            self.touched = found.st_mtime_ns
             anew = found.st_ino != self.inode or found.st_size < self.offset
             if anew:
                 self.inode, self.offset = found.st_ino, 0
@@ -197,7 +209,7 @@ def evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def _cut(path: Path, step: int) -> None:

@@ -18,6 +18,7 @@ from .config import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
 from .flops import PEAK_910A, TRAINING, training_flops
 from .masking import kept_patches
 from .plan_rate import measure
+from .schedule import checkpoint_due
 
 IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
 IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
@@ -173,8 +174,9 @@ def _training(
     how = f"{speed:,.0f} images/s / {CORE_IMAGES:,.0f} images/s and core"
     sheet.add("input cores", speed / CORE_IMAGES, "per device", how)
     parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
-    _memory(sheet, recipe, config, parameters, head=data.classes * (model.embed_dim + 1))
-    _checkpoints(sheet, recipe, parameters, hours, devices)
+    head = data.classes * (model.embed_dim + 1)
+    _memory(sheet, recipe, config, parameters, head)
+    _checkpoints(sheet, recipe, parameters, head, hours, updates, devices)
     return sheet.figures
 
 
@@ -234,14 +236,23 @@ def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: 
     return encoder + blocks(1 + patches, width, model.decoder_depth, model.decoder_num_heads, ratio)
 
 
-def _checkpoints(sheet: _Sheet, recipe: Recipe, parameters: int, hours: float, devices: int) -> None:
-    what, each = ("weights 4", 4) if isinstance(recipe, LinprobeConfig) else ("weights 4 + moments 8", 12)
-    if recipe.ema:
-        what, each = f"{what} + average 4", each + 4
-    size = sheet.add("checkpoint", parameters * each / 1e9, "GB", f"{parameters:,} parameters * ({what})")
-    seconds = sheet.add("checkpoint time", size * 1e9 / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
-    count = math.ceil(recipe.epochs / recipe.checkpoint_epochs)
-    sheet.add("checkpoints", count, "", f"{recipe.epochs} epochs / every {recipe.checkpoint_epochs}")
+def _checkpoints(
+    sheet: _Sheet, recipe: Recipe, parameters: int, head: int, hours: float, updates: int, devices: int
+) -> None:
+    probe = isinstance(recipe, LinprobeConfig)
+    trained = head if probe else parameters
+    files = {"weights": 4, **({"averaged": 4} if recipe.ema else {})}
+    state = {**({"velocities": 4} if probe else {"moments": 8}), **({"averages": 4} if recipe.ema else {})}
+    how = f"{parameters:,} parameters * ({_listed(files)}) + {trained:,} trained * ({_listed(state)}) bytes"
+    written = parameters * sum(files.values()) + trained * sum(state.values())
+    size = sheet.add("checkpoint", written / 1e9, "GB", how)
+    seconds = sheet.add("checkpoint time", written / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
+    steps = recipe.epochs * updates
+    count = sum(checkpoint_due(recipe, step, updates) for step in range(1, steps + 1))
+    how = f"of {recipe.epochs} epochs, every {recipe.checkpoint_epochs}, and the last"
+    if recipe.checkpoint_steps:
+        how += f"; of {steps:,} updates, every {recipe.checkpoint_steps}"
+    sheet.add("checkpoints", count, "", how)
     for_ever = recipe.epochs // recipe.keep_epochs if recipe.keep_epochs else 0
     kept = min(count, recipe.keep_checkpoints) + for_ever
     sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from mindspore import Tensor
 
 from .config import Config, LinearConfig, PretrainConfig
@@ -30,7 +31,7 @@ class Probe:
         assert isinstance(recipe, PretrainConfig)
         self.config, self.recipe, self.model, self.metrics = config, recipe, model, metrics
         self.copy = MaskedAutoencoder(config.model)
-        self.features = encoder_features(self.copy, (config.linear or LinearConfig()).pool)
+        self.encode = encoder_features(self.copy, (config.linear or LinearConfig()).pool)
         self.records = Path(str(config.data.records))
         self.done = {(line["step"], line["protocol"]) for line in evaluations(read_lines(run_dir / METRICS))}
 
@@ -41,13 +42,17 @@ class Probe:
             with self.metrics.apart():
                 self._measure(protocols, step, epoch)
 
+    def _features(self, images: np.ndarray) -> np.ndarray:
+        self.metrics.alive()
+        return self.encode(images)
+
     def _measure(self, protocols: Sequence[str], step: int, epoch: int) -> None:
         began = time.monotonic()
         for to, now in zip(self.copy.get_parameters(), self.model.get_parameters()):
             to.set_data(Tensor(now.asnumpy().copy()))
         workers, limit = self.config.data.workers, self.recipe.eval_images
         train, val = (
-            split_features(self.records, split, self.config.model, self.features, workers=workers, limit=limit)
+            split_features(self.records, split, self.config.model, self._features, workers=workers, limit=limit)
             for split in ("train", "val")
         )
         for protocol in protocols:

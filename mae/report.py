@@ -29,12 +29,13 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets.manifest import MANIFEST
+from datasets.records import INDEX
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, value_digest
-from mae.config import load_config
+from mae.config import Config, load_config
 from mae.faulty_files import FaultExamples, fault_examples
 from mae.metrics import EVALUATION, KIND
 from mae.verdict import FILE as VERDICT
-from mae.verdict import Verdict
+from mae.verdict import Verdict, verdict
 
 MOST_PICTURES = 24  # a ViT-B/16 picture is about 0.2 MB: the page stays below 10 MB
 MOST_POINTS = 500  # of the loss curve: about one for two pixels of the page's width
@@ -178,7 +179,7 @@ def report(run_dir: PathLike) -> Report:
     config = load_config(run_dir / "config.yaml")
     training = _read_metrics(sources)
     data = _parse(sources, "data.json", Data) if sources.has("data.json") else None
-    judged = _parse(sources, VERDICT, Verdict) if sources.has(VERDICT) else None
+    judged = _parse(sources, VERDICT, Verdict) if sources.has(VERDICT) else _so_far(run_dir, config)
     files = sorted((run_dir / "evaluations").glob("*.json"))
     evaluations = {file.stem: _parse(sources, f"evaluations/{file.name}", Evaluation) for file in files}
     pictures, predicted = _read_pictures(sources)
@@ -277,6 +278,12 @@ def _read_pictures(sources: _Sources) -> tuple[list[Picture], int | None]:
             raise InputError(sources.run_dir / file, expected="a PNG", found=repr(png[:8]), todo=todo)
         pictures.append(picture.model_copy(update={"uri": f"data:image/png;base64,{base64.b64encode(png).decode()}"}))
     return pictures, table.num_rows
+
+
+def _so_far(run_dir: Path, config: Config) -> Optional[Verdict]:
+    """The verdict on a run that goes on or has failed; none where its records, which name its history, are gone."""
+    there = config.data.records is not None and Path(config.data.records, INDEX).is_file()
+    return verdict(run_dir, config) if there else None
 
 
 def _verdict(training: Training, evaluations: dict[str, Evaluation]) -> str:

@@ -224,7 +224,7 @@ def not_learning(c: Course) -> Optional[Finding]:
         f"the loss is {now:.4g} after {c.progress:.0%} of the training and was {first:.4g} at its beginning: try "
         f"another {key} ({c.config.recipe.blr:.3g}), or a longer warm-up ({c.config.task}.warmup_epochs)",
         key,
-        {"loss": now, "first_loss": first, "grad_norm": float(np.median(c.grad_norm[-RECENT:]))},
+        {"loss": now, "first_loss": first, "grad_norm": float(np.nanmedian(c.grad_norm[-RECENT:]))},
     )
 
 

@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import ValidationError
-
 from datasets.stage import discard, remove_leftovers
 
 from . import checkpoint
@@ -74,12 +72,15 @@ def retire(checkpoints: Path, step: int, *, keep: int, keep_epochs: int | None) 
     for old in [found for found in steps if found <= step][:-keep]:
         directory = checkpoints / str(old)
         if keep_epochs is None or not _ends_epoch(directory, keep_epochs):
-            discard(directory)
+            try:
+                discard(directory)
+            except OSError as error:  # a reader on NFS has a file of it open: no reason to end the training
+                logger.warning("%s: an old checkpoint could not be removed: %s", directory, error)
 
 
 def _ends_epoch(directory: Path, every: int) -> bool:
     try:
         state = checkpoint.load_state(directory)
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return False
     return state.update == 0 and state.epoch % every == 0

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
 from datasets.record_check import check_files
-from datasets.records import load_index
+from datasets.records import check_labelled, load_index
 from datasets.stage import InputError, StageResult, atomic_write, no_room, room_for, value_digest, write_json
 
 from . import checkpoint
-from .config import Config, dump_config
+from .config import Config, PretrainConfig, dump_config
 from .device import check_target
 from .event_file import rewrite
 from .failure import failures, fall_back
 from .follow import Follower
 from .history import remember
 from .identity import differences, run_inputs
-from .launch import RanksFailed, run_ranks
-from .metrics import METRICS, read_lines
+from .launch import RanksFailed, check_free, run_ranks
+from .metrics import METRICS, evaluations, read_lines
 from .verdict import FILE as VERDICT
 from .verdict import judge
 
@@ -83,11 +83,12 @@ def train(
     check_target(config.device)
     run_dir = run_directory(config, workspace=workspace)
     recipe = config.recipe
+    check_free(run_dir)
     if resume is False:
         shutil.rmtree(run_dir, ignore_errors=True)
     _check_resumed(run_dir, config, among_others=resume is True)
     done = _finished(run_dir, recipe.epochs)
-    if done is not None:
+    if done is not None and _measured(run_dir, config, done.steps):
         logger.info("%s: reusing the finished run", run_dir)
         if not (run_dir / VERDICT).exists():  # its launcher was killed behind the last checkpoint
             rewrite(run_dir, read_lines(run_dir / METRICS))
@@ -188,6 +189,8 @@ def _resolved(config: Config) -> Config:
     classes = len(index.classes)
     images, accumulated = index.splits["train"].images, recipe.batch_size * recipe.accum_iter
     steps_per_epoch(images, batch_size=accumulated, ranks=config.device.ranks)
+    if isinstance(config.recipe, PretrainConfig) and config.recipe.eval_epochs is not None:
+        check_labelled(records, index)
     if config.task != "pretrain" and config.init is None:
         expected, todo = f"a checkpoint that task {config.task} starts from", "set it to one of pre-training"
         raise InputError("init", expected=expected, found="none", todo=todo)
@@ -215,6 +218,15 @@ def _data_facts(records: Path) -> dict[str, Any]:
         "faults": fault_counts(read_statuses(records / MANIFEST)),
         "records": str(records),
     }
+
+
+def _measured(run_dir: Path, config: Config, step: int) -> bool:
+    """Whether the last epoch's evaluation is there, which a kill behind the last checkpoint leaves out."""
+    recipe = config.recipe
+    if not isinstance(recipe, PretrainConfig) or recipe.eval_epochs is None or recipe.epochs % recipe.eval_epochs:
+        return True
+    found = {line["protocol"] for line in evaluations(read_lines(run_dir / METRICS)) if line["step"] == step}
+    return found >= set(recipe.eval_protocols)
 
 
 def _finished(run_dir: Path, epochs: int) -> Training | None:

@@ -23,6 +23,17 @@ def saved(tmp_path):
     return tmp_path / "checkpoints"
 
 
+def changed(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def replaced_by_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
 def test_what_is_written_is_read(saved):
     newest = checkpoint.newest(saved)
     assert newest == saved / "30"
@@ -42,6 +53,10 @@ def test_what_is_written_is_read(saved):
         ("a missing file", lambda d: (d / "optimizer.safetensors").unlink()),
         ("no state", lambda d: (d / "state.json").unlink()),
         ("half a state", lambda d: (d / "state.json").write_text('{"step": 30')),
+        ("a state of other bytes", lambda d: (d / "state.json").write_bytes(b"\xff" * 9)),
+        ("another epoch in it", lambda d: changed(d / "state.json", '"epoch": 3', '"epoch": 9')),
+        ("another loss in it", lambda d: changed(d / "state.json", '"loss": 0.5', '"loss": 0.4')),
+        ("a directory for a file", lambda d: replaced_by_directory(d / "model.safetensors")),
     ],
 )
 def test_a_damaged_newest_falls_back_to_the_one_before(saved, caplog, name, damage):

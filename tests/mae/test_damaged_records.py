@@ -90,11 +90,11 @@ def test_a_mended_shard_goes_on(tiny, trained, records, tmp_path):
 
 
 def damaged_later(path, run_dir, damage):
-    """Damage the shard once a checkpoint is there."""
+    """Damage the shard once a whole checkpoint is there."""
 
     def watch():
         deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline and not list(run_dir.glob("checkpoints/[0-9]*/state.json")):
+        while time.monotonic() < deadline and not steps(run_dir):
             time.sleep(0.005)
         damage(path)
 

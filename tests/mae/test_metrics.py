@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from mae import metrics as metrics_module
 from mae.config import ComputeConfig, DeviceConfig, ModelConfig, PretrainConfig
 from mae.event_file import EventFile, scalars
 from mae.flops import encoder_flops, mae_flops, peak_flops, training_flops
@@ -89,6 +90,25 @@ def test_what_the_loop_waited_for(tiny, tmp_path):
     assert line["data_wait"] * 3 * line["step_seconds"] == pytest.approx(0.15, abs=0.05)
     assert line["device_wait"] * 3 * line["step_seconds"] == pytest.approx(0.03, abs=0.03)
     assert line["samples_per_second"] == pytest.approx(3 * 16 / took, rel=0.2)
+
+
+def test_what_overflowed_is_no_number_in_json(tiny, tmp_path):
+    metrics = Metrics(tmp_path, tiny, rank=0, step=0)
+    metrics.write(10, REPORT._replace(grad_norm=float("inf"), overflows=1), epoch=1, lr=0.1)
+    (line,) = (tmp_path / METRICS).read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["grad_norm"] is None
+
+
+def test_batches_are_progress_though_no_line_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_module, "ALIVE_SECONDS", 0.02)
+    metrics = Metrics(tmp_path, tiny, rank=0, step=0)
+    with Follower(tmp_path, tiny, lambda line: None) as follow:
+        tokens = set()
+        for _ in metrics.timed(iter(range(4))):
+            time.sleep(0.05)
+            tokens.add(follow())
+        assert len(tokens) >= 4
+        assert follow() == follow(), "without them there is none"
 
 
 def test_a_resumed_run_cuts_what_lies_behind_its_checkpoint(tiny, tmp_path):

@@ -76,6 +76,16 @@ def test_a_probe_trains_its_head_only():
     assert made.value("linprobe", "memory") == pytest.approx((86_567_656 * 6 + head * 16 + one_block) / 32e9)
 
 
+def test_what_checkpoints_cost():
+    """Every 10th of 800 * 312 updates, each with the moving average twice: to be loaded, and to go on from."""
+    recipe = {"epochs": 800, "accum_iter": 8, "ema": 0.999, "checkpoint_steps": 10, "checkpoint_epochs": 20}
+    made = plan(parse_config({**JOB, "finetune": None, "pretrain": recipe}, source="test"))
+    count, size = 24_960, 111_655_680 * 20
+    assert made.value("pretrain", "checkpoints") == count
+    assert made.value("pretrain", "checkpoint") == pytest.approx(size / 1e9, rel=1e-3)
+    assert made.value("pretrain", "expected loss") > count * size / 0.8e9 / 3600
+
+
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*_vit_*.yaml")), ids=lambda path: path.stem)
 def test_published_recipes_fit_a_910a(path):
     """And take as long as the config's head says, of pre-training for each of its lengths."""

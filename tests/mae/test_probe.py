@@ -89,6 +89,23 @@ def test_a_killed_evaluation_is_made_up_for(watched, tmp_path):
     assert without_time(read_lines(again.run_dir / METRICS)) == without_time(read_lines(run.run_dir / METRICS))
 
 
+@pytest.mark.parametrize("left", [(), ("knn",)])
+def test_a_killed_last_evaluation_is_made_up_for(watched, tmp_path, left):
+    """The ranks died behind the last checkpoint: no step is left to do, but what it is worth is not known yet."""
+    job, run, _ = watched
+    copy = tmp_path / "runs" / run.run_dir.name
+    shutil.copytree(run.run_dir, copy)
+    lines = (copy / METRICS).read_text().splitlines(keepends=True)
+    last = [f'"step": 48, "epoch": 4.0, "protocol": "{name}"' for name in {"knn", "linear"} - {*left}]
+    kept = [line for line in lines if not any(text in line for text in last)]
+    assert len(kept) == len(lines) - 2 + len(left)
+    (copy / METRICS).write_text("".join(kept))
+    again = train(job, workspace=tmp_path)
+    assert again.digest == run.digest
+    assert without_time(read_lines(again.run_dir / METRICS)) == without_time(read_lines(run.run_dir / METRICS))
+    assert train(job, workspace=tmp_path).reused
+
+
 def test_a_sample_suffices(tiny, tmp_path):
     """With two ranks, the first 30 images of each split, every epoch; it is the same run as without."""
     job = with_(tiny, device={"ranks": 2}, pretrain={"batch_size": 8, "epochs": 2, "eval_epochs": 1, "eval_images": 30})

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -230,6 +232,16 @@ def test_a_run_that_has_only_begun(bare: Path) -> None:
     write(bare, "metrics.jsonl", "")
     assert "Not run: metrics.jsonl holds no complete step." in page(bare).text
     assert sentence(bare) == "Training has not logged a step yet."
+
+
+def test_a_run_so_far_is_judged_too(trained: Any, tmp_path: Path) -> None:
+    """As verdict.json does at its end."""
+    run = tmp_path / "runs" / trained.run_dir.name
+    shutil.copytree(trained.run_dir, run)
+    (run / "verdict.json").unlink()
+    text = page(run).text
+    assert "Nothing found wrong" in text
+    assert "Up to step 48: loss compared with nothing: no earlier run of this recipe has finished" in text
 
 
 def test_a_fine_tuning_run_is_called_so_and_a_classifier_has_no_reconstructions(bare: Path) -> None:

@@ -1,6 +1,5 @@
 """Which checkpoints stay, what a full disk leaves, and what may change before a run goes on."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from datasets.stage import InputError
-from mae import checkpoint
+from mae import checkpoint, saver
 from mae.config import ModelConfig
 from mae.saver import Saver
 from mae.train import run_directory, train
@@ -45,6 +44,20 @@ def test_which_stay(tmp_path, name, keep, keep_epochs, expected):
         for step in range(2, 21, 2):
             saver.save(step, lambda directory, step=step: saved(tmp_path, step))
     assert stored(tmp_path) == expected, name
+
+
+def test_one_that_cannot_be_removed_ends_no_training(tmp_path, monkeypatch, caplog):
+    """As on NFS while a reader has a file of it open."""
+
+    def refuse(directory):
+        raise OSError(39, "Directory not empty", str(directory))
+
+    monkeypatch.setattr(saver, "discard", refuse)
+    with Saver(tmp_path, keep=1, keep_epochs=None) as writer:
+        for step in (2, 4):
+            writer.save(step, lambda directory, step=step: saved(tmp_path, step))
+    assert stored(tmp_path) == [2, 4]
+    assert f"{tmp_path / '2'}: an old checkpoint could not be removed" in caplog.text
 
 
 def test_a_later_damaged_one_does_not_push_out_good_ones(tmp_path):
@@ -105,6 +118,27 @@ def test_what_does_not_matter_is_the_same_run(tiny, tmp_path, name, sections):
     assert run_directory(same, workspace=tmp_path) == run_directory(tiny, workspace=tmp_path), name
 
 
+MIXED = {"finetune": {"mixup": 0.8, "cutmix": 0.0}}
+PLAIN = {"finetune": {"mixup": 0.0, "cutmix": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "sections", "same"),
+    [
+        ("plain fine-tuning", "finetune", PLAIN, True),
+        ("images mixed with others of the batch", "finetune", MIXED, False),
+        ("batch normalisation", "linprobe", {}, False),
+    ],
+)
+def test_a_rank_s_batch_matters_where_its_images_meet(tiny, trained, tmp_path, name, task, sections, same):
+    job = with_(tiny.model_copy(update={"task": task, "init": str(trained.checkpoint)}), **sections)
+    settings = {"batch_size": 8, "accum_iter": 2}, {"batch_size": 16, "accum_iter": 1}
+    a, b = (run_directory(with_(job, **{task: values}), workspace=tmp_path) for values in settings)
+    assert (a == b) == same, name
+    ranks = with_(job, device={"ranks": 2}, **{task: {"batch_size": 8, "accum_iter": 1}})
+    assert run_directory(ranks, workspace=tmp_path) == a, name
+
+
 def test_what_changed_is_named(tiny, trained):
     workspace = trained.run_dir.parents[1]
     other = with_(tiny, pretrain={"blr": 0.5, "batch_size": 20}, model={"depth": 2})
@@ -126,10 +160,10 @@ def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
     """Also where it lies in this run's own directory."""
     run_dir = run_directory(tiny, workspace=tmp_path)
     shutil.copytree(trained.run_dir, run_dir)
-    path = run_dir / "checkpoints" / "48" / "state.json"
-    state = json.loads(path.read_text())
-    state["inputs"]["records"] = "0" * 12
-    path.write_text(json.dumps(state))
+    state = checkpoint.load_state(run_dir / "checkpoints" / "48")
+    state.inputs["records"] = "0" * 12
+    state.digests["state.json"] = state.digest()
+    (run_dir / "checkpoints" / "48" / "state.json").write_text(state.model_dump_json())
     with pytest.raises(InputError, match=r"records [0-9a-f]{12} where the checkpoint has 000000000000"):
         train(tiny, workspace=tmp_path)
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mae.schedule import base_lr, lr_at
+from mae.config import PretrainConfig
+from mae.schedule import base_lr, checkpoint_due, lr_at
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,16 @@ def test_every_iteration_equals_torch(recipe):
         optimizer.step()
         scheduler.step()
     np.testing.assert_allclose(per_iteration(recipe), found, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "steps"),
+    [
+        ("by epochs, and the last", {"checkpoint_epochs": 4}, [12, 24, 30]),
+        ("by updates too", {"checkpoint_epochs": 10, "checkpoint_steps": 7}, [7, 14, 21, 28, 30]),
+        ("what shall stay is written", {"checkpoint_epochs": 4, "keep_epochs": 3}, [9, 12, 18, 24, 27, 30]),
+    ],
+)
+def test_when_checkpoints_are_due(name, settings, steps):
+    recipe = PretrainConfig(epochs=10, warmup_epochs=1, **settings)
+    assert [step for step in range(1, 31) if checkpoint_due(recipe, step, 3)] == steps, name

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -10,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.stage import InputError, file_digest
+from datasets.stage import InputError, file_digest, write_json
 from mae import checkpoint
 from mae.evaluate import evaluate
 from mae.launch import RanksFailed
+from mae.process_tree import started
 from mae.train import run_directory, train
 
 
@@ -108,8 +111,6 @@ def test_a_killed_run_continues_to_the_same_result(tiny, trained, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny, trained, tmp_path, caplog):
-    import shutil
-
     copy = tmp_path / "runs" / trained.run_dir.name
     shutil.copytree(trained.run_dir, copy)
     model = copy / "checkpoints" / "48" / "model.safetensors"
@@ -131,6 +132,32 @@ def test_two_ranks_train_as_one_on_the_same_global_batches(tiny, trained, tmp_pa
     np.testing.assert_allclose(two_losses, one_losses, rtol=0.1)
 
 
+def unlabelled(records, folder):
+    """The records, as of a flat folder of images."""
+    copy = folder / "unlabelled"
+    shutil.copytree(records, copy)
+    index = json.loads((copy / "index.json").read_text())
+    (copy / "index.json").write_text(json.dumps({**index, "classes": ["unlabelled"]}))
+    return str(copy)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tiny, trained, tmp_path):
+    run_dir = run_directory(tiny, workspace=tmp_path)
+    shutil.copytree(trained.run_dir, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "48")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    owner = subprocess.Popen(["sleep", "600"])
+    try:
+        write_json(run_dir / "launch" / "launcher.json", {"pid": owner.pid, "started": started(owner.pid)})
+        for resume in (False, True, None):
+            with pytest.raises(InputError, match=f"found one by process {owner.pid}"):
+                train(tiny, workspace=tmp_path, resume=resume)
+    finally:
+        owner.kill()
+        owner.wait()
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.parametrize(
     ("name", "sections", "message"),
     [
@@ -140,10 +167,13 @@ def test_two_ranks_train_as_one_on_the_same_global_batches(tiny, trained, tmp_pa
         ("no records", {"data": {"records": None}}, "run `mae data shard`"),
         ("no NPU", {"device": {"target": "Ascend"}}, "configs/demo.yaml"),
         ("diverging", {"pretrain": {"blr": 1e30}}, "expected a finite loss"),
+        ("nothing to measure", {"pretrain": {"eval_epochs": 1}}, "at least 2 classes"),
         ("no checkpoint to probe", {}, "init: expected a checkpoint that task linprobe starts from"),
     ],
 )
 def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
+    if name == "nothing to measure":
+        sections = {**sections, "data": {"records": unlabelled(tiny.data.records, tmp_path)}}
     job = with_(tiny, **sections)
     if "linprobe" in message:
         job = job.model_copy(update={"task": "linprobe"})
