@@ -125,10 +125,15 @@ def _write(
     if averages is not None:
         save_file({**weights, **averages}, partial / EMA, metadata={"maeflow": card.model_dump_json()})
     save_file(dict(moments), partial / OPTIMIZER)
-    digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
-    described = State(**state, digests=digests)
+    write_state(partial, **state)
+
+
+def write_state(directory: Path, **state: Any) -> None:
+    """state.json of a checkpoint directory, with the digests of what is in it; `state` has the fields of `State`."""
+    files = [path for path in sorted(directory.iterdir()) if path.name != STATE]
+    described = State(**state, digests={path.name: file_digest(path) for path in files})
     described.digests[STATE] = described.digest()
-    write_json(partial / STATE, described.model_dump())
+    write_json(directory / STATE, described.model_dump())
 
 
 def newest(checkpoints: Path) -> Path | None:

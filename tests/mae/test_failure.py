@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from datasets.batches import epoch_order
 from datasets.records import source
-from datasets.stage import InputError, file_digest, write_json
+from datasets.stage import InputError, write_json
 from mae import checkpoint
 from mae.cli import app
 from mae.failure import FALLBACK, failures, fall_back
@@ -29,9 +29,8 @@ def planted(job, trained, workspace, name, value):
     weights, card = checkpoint.load_weights(directory / "model.safetensors"), checkpoint.load_card(trained.checkpoint)
     weights[name] = weights[name] * np.float32(value)
     save_file(weights, directory / "model.safetensors", metadata={"maeflow": card.model_dump_json()})
-    state = json.loads((directory / "state.json").read_text())
-    state["digests"]["model.safetensors"] = file_digest(directory / "model.safetensors")
-    (directory / "state.json").write_text(json.dumps({**state, "inputs": run_inputs(job)}))
+    state = checkpoint.load_state(directory).model_dump(exclude={"digests"})
+    checkpoint.write_state(directory, **{**state, "inputs": run_inputs(job)})
     return run_dir
 
 
@@ -70,10 +69,8 @@ def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path):
     scale = {"loss_scale": 65536.0, "loss_scale_good_updates": 0.0, "loss_scale_overflows": 0.0}
     scalars = {name: np.array(value, np.float32) for name, value in scale.items()}
     save_file({**checkpoint.load_weights(moments), **scalars}, moments)
-    path = run_dir / "checkpoints" / "48" / "state.json"
-    state = json.loads(path.read_text())
-    state["digests"]["optimizer.safetensors"] = file_digest(moments)
-    path.write_text(json.dumps(state))
+    state = checkpoint.load_state(moments.parent).model_dump(exclude={"digests"})
+    checkpoint.write_state(moments.parent, **state)
     run = train(job, workspace=half)
     assert list(failures(run_dir)) == ["step_49"]
     assert json.loads((run_dir / FALLBACK).read_text())["from_step"] == 48

@@ -160,10 +160,9 @@ def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
     """Also where it lies in this run's own directory."""
     run_dir = run_directory(tiny, workspace=tmp_path)
     shutil.copytree(trained.run_dir, run_dir)
-    state = checkpoint.load_state(run_dir / "checkpoints" / "48")
-    state.inputs["records"] = "0" * 12
-    state.digests["state.json"] = state.digest()
-    (run_dir / "checkpoints" / "48" / "state.json").write_text(state.model_dump_json())
+    state = checkpoint.load_state(run_dir / "checkpoints" / "48").model_dump(exclude={"digests"})
+    state["inputs"]["records"] = "0" * 12
+    checkpoint.write_state(run_dir / "checkpoints" / "48", **state)
     with pytest.raises(InputError, match=r"records [0-9a-f]{12} where the checkpoint has 000000000000"):
         train(tiny, workspace=tmp_path)
 
