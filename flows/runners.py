@@ -36,7 +36,7 @@ def task_runner(dask: str | None) -> TaskRunner[Any]:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
-        todo = "run `pip install 'maeflow[dask]'`, or leave data.dask out to work on this machine"
+        todo = "run `pip install -e '.[dask]' -c constraints.txt`, or leave data.dask out to work on this machine"
         raise InputError("data.dask", expected="an installed prefect-dask", found="none", todo=todo) from None
     return DaskTaskRunner(address=dask)
 

@@ -170,7 +170,7 @@ def _require_onnx(out: Path) -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        todo = "pip install 'maeflow[onnx]', or export to .mindir"
+        todo = "pip install -e '.[onnx]' -c constraints.txt where maeflow lies, or export to .mindir"
         raise InputError(out, expected="onnx and onnxruntime", found=str(error), todo=todo) from None
 
 

@@ -219,6 +219,6 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        todo = "pip install 'maeflow[torch]'"
+        todo = "pip install -e '.[torch]' -c constraints.txt where maeflow lies"
         raise InputError(path, expected="torch, which reads and writes such files", found="none", todo=todo) from None
     return torch
