@@ -4,8 +4,9 @@
 
 Every rank has the same batch, so that twice the rate is perfect. What two cores of a machine can do is measured beside
 it: two runs of one rank at the same time, which have nothing to tell each other. For batches of several sizes, in turn;
-the rate of a run is the median of its readings behind the first epoch. Prints medians and ratios with their range after
-each round. Not a test: no number is checked.
+the rate of a run is the median of its readings behind the first epoch, that of one rank the mean of a run on each core,
+one before and one behind the others, so that drift is the same for both. Prints medians and ratios with their range
+after each round. Not a test: no number is checked.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ def main() -> None:
             for case, (changes, epochs) in CASES.items():
                 length = [f"pretrain.epochs={epochs}", "pretrain.warmup_epochs=1", f"seed={number}"]
                 job = [*changes, *length, f"data.records={records}"]
-                one = pool.submit(rate, job, {first}, folder / "one").result()
+                before = pool.submit(rate, job, {first}, folder / "before").result()
                 two = pool.submit(rate, [*job, "device.ranks=2"], {first, second}, folder).result()
                 apart = [pool.submit(rate, job, {core}, folder / f"apart{core}") for core in (first, second)]
-                found[case].append((one, two, sum(future.result() for future in apart)))
+                both = sum(future.result() for future in apart)
+                after = pool.submit(rate, job, {second}, folder / "after").result()
+                found[case].append(((before + after) / 2, two, both))
                 print(_summary(case, found[case]), flush=True)
 
 
