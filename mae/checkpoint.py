@@ -232,7 +232,7 @@ def _fault(directory: Path) -> str | None:
         state = load_state(directory)
         if str(state.step) != directory.name:
             return f"{STATE} is of step {state.step}"
-        if state.digests.get(STATE) != state.digest():
+        if state.digests.get(STATE, state.digest()) != state.digest():  # checkpoints of before have none
             return f"{STATE} has other content than was written"
         for name, digest in state.digests.items():
             if name != STATE and not (directory / name).is_file():

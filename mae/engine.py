@@ -177,14 +177,15 @@ def _halt(
     """
     if rank != 0:
         time.sleep(HALT_SECONDS)  # rank 0 writes what all had; its end ends this process
+    saturation = "a number that the device had to saturate, at loss scale 1"
     if report.halted > 1:
-        found = "a loss or gradient that was not"
+        found = saturation if update.gradients.saturates else "a loss or gradient that was not"
     elif not math.isfinite(report.loss):
         found = str(report.loss)
     elif not math.isfinite(report.grad_norm):
         found = f"gradient norm {report.grad_norm}"
     else:
-        found = "a number that the device had to saturate, at loss scale 1"
+        found = saturation
     epoch, number = divmod(first - 1, updates)
     parts = job.recipe.accum_iter
     batches = {}

@@ -11,8 +11,8 @@ from . import checkpoint
 from .config import Config, FinetuneConfig, LinprobeConfig, Recipe
 
 # Neither these, nor where the data lies and what prepares it, change a result; the number of ranks, their batches and
-# how many are accumulated do by rounding only, as long as the global batch is the same, unless images of one batch
-# depend on each other.
+# how many are accumulated do by rounding only, as long as the global batch is the same. Where images of a rank's batch
+# meet, its size matters; which of the global batch meet there is chance, and may change with the number of ranks.
 IMMATERIAL = (
     "batch_size",
     "accum_iter",

@@ -232,7 +232,7 @@ def _free_port() -> int:
 
 
 def check_free(run_dir: Path) -> None:
-    """Refuse a run directory in which another process's launch is alive.
+    """Refuse a run directory in which another process of this machine has a launch that is alive.
 
     Raises:
         InputError: one is.

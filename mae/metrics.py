@@ -145,7 +145,7 @@ class Metrics:
                 "epoch": round(epoch, 4),
                 "loss": report.loss,
                 "lr": lr,
-                "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
+                "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) and not report.saturated else None,
                 "loss_scale": report.loss_scale,
                 "overflows": report.overflows,
                 **(dict.fromkeys(speed) if first else speed),

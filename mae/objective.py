@@ -220,12 +220,13 @@ class Report(NamedTuple):
     loss_scale: float  # of the next update
     overflows: int  # updates skipped so far
     halted: int  # updates not applied since one had no finite loss or gradient, itself counted
+    saturated: bool  # the device had to, so that loss and norm are no more than finite
 
     @classmethod
     def read(cls, tensor: Tensor) -> Report:
         """Waits for the device."""
-        loss, grad_norm, loss_scale, overflows, halted = tensor.asnumpy().tolist()
-        return cls(loss, grad_norm, loss_scale, int(overflows), int(halted))
+        loss, grad_norm, loss_scale, overflows, halted, saturated = tensor.asnumpy().tolist()
+        return cls(loss, grad_norm, loss_scale, int(overflows), int(halted), saturated > 0)
 
 
 class Update(nn.Cell):
@@ -271,25 +272,27 @@ class Update(nn.Cell):
             self.state += list(self.averages)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> Tensor:
-        """`lr` () float32 -> the five values of `Report`."""
+        """`lr` () float32 -> the values of `Report`."""
         told, gradients = self.gradients(*batch)
         if self.accum_iter > 1:
             told = (told + self.told_sum) / self.accum_iter
             gradients = self.map(ops.partial(_mean, self.accum_iter), self.sums, gradients)
         told, gradients, norm = self.combine(told, gradients)
-        loss, faults = told[0], told[1:]
+        loss = told[0]
+        saturated = told[1] if self.gradients.saturates else ops.zeros((), ms.float32)
         factor = ops.ones((), ms.float32)
         if self.dynamic_scale:
             factor = 1 / self.loss_scale.scale
             loss, norm = loss * factor, norm * factor
-        applied = self.loss_scale(loss, norm, faults)
+        applied = self.loss_scale(loss, norm, saturated)
         if self.clip_grad is not None:
             factor = factor * ops.minimum(self.clip_grad / (norm + 1e-6), 1.0)
         if self.dynamic_scale or self.clip_grad is not None:
             gradients = self.map(ops.partial(_scaled, factor), gradients)
         gradients = self.map(ops.partial(_or_zero, applied), gradients)
         state = self.loss_scale
-        report = ops.stack([loss, norm, state.scale.value(), state.overflows.value(), state.halted.value()])
+        counts = [state.scale.value(), state.overflows.value(), state.halted.value()]
+        report = ops.stack([loss, norm, *counts, saturated])
         done = ops.depend(report, self.optimizer(gradients, lr, applied))
         if self.accum_iter > 1:
             done = ops.depend(done, ops.assign(self.told_sum, ops.zeros_like(told)))

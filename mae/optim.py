@@ -161,8 +161,8 @@ class LossScale(nn.Cell):
     update is skipped and counted and the scale halved; after 2,000 good updates it is doubled (Micikevicius et al.
     2018, with the numbers of torch's GradScaler). What no smaller scale would mend (a loss that is itself not finite,
     gradients that are not finite at scale 1) halts training: from then on nothing is applied, and the host reads in
-    `halted` how many updates ago that was. A device that saturates reports faults instead of such numbers; those that a
-    smaller scale does not mend halt once the scale has come down to 1.
+    `halted` how many updates ago that was. A device that saturates says so instead of giving such numbers; what a
+    smaller scale does not mend halts there once the scale has come down to 1.
 
     Args:
         dynamic: for float16; else the scale is 1 always.
@@ -180,14 +180,13 @@ class LossScale(nn.Cell):
         self.halted = Parameter(Tensor(0.0, ms.float32), name="halted_updates", requires_grad=False)
         self.state = [self.scale, self.good, self.overflows] if dynamic else []
 
-    def construct(self, loss: Tensor, norm: Tensor, faults: Tensor) -> Tensor:
-        """Unscaled loss () and gradient norm (), what saturated (0,) or (1,) if not 0 -> `applied` () float32.
+    def construct(self, loss: Tensor, norm: Tensor, saturated: Tensor) -> Tensor:
+        """Unscaled loss (), gradient norm () and () that is not 0 where the device saturated -> `applied` () float32.
 
         `halted` counts this and all later updates.
         """
         fits = ops.isfinite(norm).astype(ms.float32) * ops.isfinite(loss).astype(ms.float32)
-        if faults.shape[0]:
-            fits = fits * (faults[0] == 0).astype(ms.float32)
+        fits = fits * (saturated == 0).astype(ms.float32)
         too_large = ops.isfinite(loss).astype(ms.float32) * (1 - fits) * (self.scale > 1).astype(ms.float32)
         halted = self.halted + ops.maximum(1 - fits - too_large, ops.minimum(self.halted, 1.0))
         running = (halted == 0).astype(ms.float32)

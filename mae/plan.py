@@ -247,14 +247,15 @@ def _checkpoints(
     written = parameters * sum(files.values()) + trained * sum(state.values())
     size = sheet.add("checkpoint", written / 1e9, "GB", how)
     seconds = sheet.add("checkpoint time", written / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
-    steps = recipe.epochs * updates
-    count = sum(checkpoint_due(recipe, step, updates) for step in range(1, steps + 1))
-    how = f"of {recipe.epochs} epochs, every {recipe.checkpoint_epochs}, and the last"
-    if recipe.checkpoint_steps:
-        how += f"; of {steps:,} updates, every {recipe.checkpoint_steps}"
-    sheet.add("checkpoints", count, "", how)
-    for_ever = recipe.epochs // recipe.keep_epochs if recipe.keep_epochs else 0
-    kept = min(count, recipe.keep_checkpoints) + for_ever
+    steps, every = recipe.epochs * updates, recipe.checkpoint_steps
+    ends = {*range(updates, steps + 1, updates), *(range(every, steps + 1, every) if every else ())}
+    due = sorted(step for step in ends if checkpoint_due(recipe, step, updates))
+    how = f"of {recipe.epochs} epochs every {recipe.checkpoint_epochs}, and the last"
+    how += f", and every {recipe.keep_epochs}, to stay" if recipe.keep_epochs else ""
+    how += f"; of {steps:,} updates every {every}" if every else ""
+    count = sheet.add("checkpoints", len(due), "", how)
+    stay = range(recipe.keep_epochs * updates, steps + 1, recipe.keep_epochs * updates) if recipe.keep_epochs else ()
+    kept = len({*due[-recipe.keep_checkpoints :], *stay})
     sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
     interval = hours * 3600 / count
     failures = sheet.add(
@@ -263,7 +264,9 @@ def _checkpoints(
         "expected",
         f"{hours:,.1f} h * {devices} devices / {FAILURE_DEVICE_HOURS:,} device-hours (Llama 3's)",
     )
-    how = f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count} * {seconds:.1f} s"
+    how = (
+        f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count:,.0f} * {seconds:.1f} s"
+    )
     sheet.add("expected loss", (failures * (interval / 2 + RESTART_SECONDS) + count * seconds) / 3600, "h", how)
     between = FAILURE_DEVICE_HOURS / devices * 3600
     how = f"sqrt(2 * {seconds:.1f} s * {between:,.0f} s between failures) (Young 1974)"

@@ -24,6 +24,7 @@ class Replay(StageResult):
     step: int
     loss: float
     grad_norm: float
+    saturated: bool  # the device had to, as a 910A does; finite numbers mean nothing then
     first_gradient: Optional[str]  # name of the first parameter whose gradient is not finite
     gradients: int  # number of those
     parameters: list[str]  # names of those that were not finite before the step
@@ -77,6 +78,7 @@ def replay(path: Path) -> Replay:
         step=json.loads((directory / FILE).read_text())["step"],
         loss=report.loss,
         grad_norm=report.grad_norm,
+        saturated=report.saturated,
         first_gradient=next((p.name for p in job.optimizer.params if p.name in faulty), None),
         gradients=len(faulty),
         parameters=unfit,

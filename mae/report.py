@@ -1,7 +1,8 @@
 """The report of a run: one self-contained HTML page, made of files of the run directory and of nothing else.
 
 `report` gathers, `_read_*` check, `_verdict` says the result in words, `_loss_chart` draws, report.html.j2 lays out.
-Every file is read through `_Sources`, so the page's list of sources is complete.
+Every file is read through `_Sources`, so the page's list of sources is complete; only a run that is not finished is
+judged here, with the records' and the history's help.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from datasets.manifest import MANIFEST
-from datasets.records import INDEX
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, value_digest
 from mae.config import Config, load_config
 from mae.faulty_files import FaultExamples, fault_examples
@@ -281,9 +281,11 @@ def _read_pictures(sources: _Sources) -> tuple[list[Picture], int | None]:
 
 
 def _so_far(run_dir: Path, config: Config) -> Optional[Verdict]:
-    """The verdict on a run that goes on or has failed; none where its records, which name its history, are gone."""
-    there = config.data.records is not None and Path(config.data.records, INDEX).is_file()
-    return verdict(run_dir, config) if there else None
+    """The verdict on a run that goes on or has failed; none where records or checkpoint, its beginning, are gone."""
+    try:
+        return verdict(run_dir, config)
+    except InputError:
+        return None
 
 
 def _verdict(training: Training, evaluations: dict[str, Evaluation]) -> str:

@@ -98,7 +98,7 @@ def host_seconds(job: Job, config: Config) -> float:
     side, steps = job.model.config.image_size, 100
     images = np.zeros((HOST_BATCH, side, side, 3), np.uint8)
     ready = Batch(images, np.zeros(HOST_BATCH, np.int32), np.zeros(HOST_BATCH, np.int64))
-    result = Tensor(np.array(Report(0.5, 1.0, 1.0, 0, 0), np.float32))
+    result = Tensor(np.array(Report(0.5, 1.0, 1.0, 0, 0, False), np.float32))
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "rank_batches", lambda *_, **__: itertools.repeat(ready))
         metrics = Metrics(Path(name), config, rank=0, step=0)

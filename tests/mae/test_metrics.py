@@ -65,7 +65,7 @@ def test_one_rank_writes_no_second_file(trained):
     assert {line["mfu"] for line in read_lines(trained.run_dir / METRICS)} == {None}, "no peak is known of a CPU"
 
 
-REPORT = Report(loss=0.5, grad_norm=1.0, loss_scale=1.0, overflows=0, halted=0)
+REPORT = Report(loss=0.5, grad_norm=1.0, loss_scale=1.0, overflows=0, halted=0, saturated=False)
 
 
 def test_what_the_loop_waited_for(tiny, tmp_path):
@@ -92,9 +92,10 @@ def test_what_the_loop_waited_for(tiny, tmp_path):
     assert line["samples_per_second"] == pytest.approx(3 * 16 / took, rel=0.2)
 
 
-def test_what_overflowed_is_no_number_in_json(tiny, tmp_path):
+@pytest.mark.parametrize("told", [{"grad_norm": float("inf")}, {"saturated": True}])
+def test_what_overflowed_is_no_number_in_json(tiny, tmp_path, told):
     metrics = Metrics(tmp_path, tiny, rank=0, step=0)
-    metrics.write(10, REPORT._replace(grad_norm=float("inf"), overflows=1), epoch=1, lr=0.1)
+    metrics.write(10, REPORT._replace(overflows=1, **told), epoch=1, lr=0.1)
     (line,) = (tmp_path / METRICS).read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail)["grad_norm"] is None
 

@@ -86,6 +86,18 @@ def test_what_checkpoints_cost():
     assert made.value("pretrain", "expected loss") > count * size / 0.8e9 / 3600
 
 
+@pytest.mark.parametrize(
+    ("epochs", "every", "keep", "written", "kept"),
+    [(800, 20, None, 40, 3), (800, 20, 50, 48, 18), (800, 20, 100, 40, 10), (10, 20, 1, 10, 10), (7, 2, 3, 5, 4)],
+)
+def test_how_many_checkpoints_there_are(epochs, every, keep, written, kept):
+    recipe = {"epochs": epochs, "checkpoint_epochs": every, "keep_epochs": keep, "warmup_epochs": 1, "accum_iter": 8}
+    made = plan(parse_config({**JOB, "finetune": None, "pretrain": recipe}, source="test"))
+    assert made.value("pretrain", "checkpoints") == written
+    on_disk = made.value("pretrain", "checkpoints on disk") / made.value("pretrain", "checkpoint")
+    assert on_disk == pytest.approx(kept)
+
+
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*_vit_*.yaml")), ids=lambda path: path.stem)
 def test_published_recipes_fit_a_910a(path):
     """And take as long as the config's head says, of pre-training for each of its lengths."""

@@ -232,6 +232,8 @@ def test_a_run_that_has_only_begun(bare: Path) -> None:
     write(bare, "metrics.jsonl", "")
     assert "Not run: metrics.jsonl holds no complete step." in page(bare).text
     assert sentence(bare) == "Training has not logged a step yet."
+    write(bare, "metrics.jsonl", jsonl(step(10, samples_per_second=None)))
+    assert "Throughput not known yet" in page(bare).text
 
 
 def test_a_run_so_far_is_judged_too(trained: Any, tmp_path: Path) -> None:
