@@ -18,7 +18,7 @@ test: .venv/.installed-test
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
-	$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-privileged: .venv/.installed-test
 	$(bin)/pytest -m privileged

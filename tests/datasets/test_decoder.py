@@ -35,7 +35,7 @@ datasets.decoder.main()
 @pytest.fixture
 def decoder():
     """A decoder that does what some files tell it to."""
-    made = Decoder(seconds=3, command=[sys.executable, "-c", BAD_DECODER])
+    made = Decoder(seconds=10, command=[sys.executable, "-c", BAD_DECODER])
     yield made
     made.close()
 
@@ -45,7 +45,7 @@ def decoder():
     [
         ("kill me", "the decoder died"),
         ("crash me", "the decoder died"),
-        ("keep me", "the decoder did not come to an end in 3 s"),
+        ("keep me", "the decoder did not come to an end in 10 s"),
         ("fill me", "the decoder died"),
     ],
 )
