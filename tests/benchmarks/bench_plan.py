@@ -46,7 +46,8 @@ def main() -> None:
                 job = [f"pretrain.epochs={EPOCHS}", "pretrain.warmup_epochs=1", f"seed={number}", "finetune=null"]
                 config = load_config("configs/demo.yaml", [*changes, *job, f"data.records={records}"])
                 before = _planned_seconds(config)
-                measured = _epoch_seconds(train(config, workspace=folder).run_dir)
+                run = train(config, workspace=folder / case)  # accumulated by one rank, or two ranks: the same run
+                measured = _epoch_seconds(run.run_dir)
                 found[case].append((before, measured, _planned_seconds(config)))
                 print(_summary(case, found[case]), flush=True)
 
