@@ -82,7 +82,7 @@ def setup(target: str, *, ranks: int) -> int:
     return int(communication.get_rank())
 
 
-def all_mean(number: int, ranks: int) -> Any:
+def all_mean(number: int) -> Any:
     """What averages a flat float32 tensor over all ranks of a job that `setup` has joined, in a graph.
 
     Args:
@@ -92,7 +92,7 @@ def all_mean(number: int, ranks: int) -> Any:
     from mindspore import ops
 
     if ms.get_context("device_target") != "CPU":
-        return collective_mean(ranks)
+        return collective_mean()
     mean = _shared_mean()
 
     def shared_mean(terms: np.ndarray) -> np.ndarray:
@@ -101,11 +101,11 @@ def all_mean(number: int, ranks: int) -> Any:
     return ops.Custom(shared_mean, lambda shape: shape, lambda dtype: dtype, "pyfunc")
 
 
-def collective_mean(ranks: int) -> Any:
+def collective_mean() -> Any:
     """`all_mean` by the device's own all-reduce: HCCL's on Ascend."""
-    from mindspore import ops
+    from mindspore import communication, ops
 
-    all_reduce = ops.AllReduce()
+    all_reduce, ranks = ops.AllReduce(), communication.get_group_size()
 
     def mean(terms: Any) -> Any:
         return all_reduce(terms) / ranks

@@ -146,7 +146,7 @@ class _Bucket(nn.Cell):
         self.sizes = [math.prod(shape) for shape in ([(told,), *shapes] if told else shapes)]
         self.map = ops.HyperMap()
         if ranks > 1:
-            self.all_mean = all_mean(number, ranks)
+            self.all_mean = all_mean(number)
 
     def construct(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
         flat = ops.concat(self.map(_flat, tensors))  # one sum over it is 4 times faster than one per tensor

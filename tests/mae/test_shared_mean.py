@@ -55,7 +55,7 @@ class Both(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.reference = all_mean(0, 2), all_mean(300, 2), collective_mean(2)
+        self.first, self.second, self.reference = all_mean(0), all_mean(300), collective_mean()
 
     def construct(self, x):
         return self.first(x) * 1.0, self.second(x * 3.0), self.reference(x), self.reference(x * 3.0)
