@@ -232,12 +232,10 @@ def _fault(directory: Path) -> str | None:
         state = load_state(directory)
         if str(state.step) != directory.name:
             return f"{STATE} is of step {state.step}"
-        if state.digests.get(STATE, state.digest()) != state.digest():  # checkpoints of before have none
-            return f"{STATE} has other content than was written"
         for name, digest in state.digests.items():
-            if name != STATE and not (directory / name).is_file():
+            if not (directory / name).is_file():
                 return f"{name} is missing"
-            if name != STATE and file_digest(directory / name) != digest:
+            if (state.digest() if name == STATE else file_digest(directory / name)) != digest:
                 return f"{name} has other content than was written"
     except (OSError, ValueError) as error:  # unreadable, no UTF-8, no JSON, no state
         return str(error).splitlines()[0]
