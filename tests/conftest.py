@@ -10,7 +10,7 @@ LONG = ("test_kill.py", "test_unpack.py", "test_server.py", "test_train.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes first: of the processes none is then left alone with one of them at the end."""
+    """Files that take minutes first: of two processes none is then left alone with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 

@@ -47,17 +47,16 @@ def main() -> None:
                 config = load_config("configs/demo.yaml", [*changes, *job, f"data.records={records}"])
                 before = _planned_seconds(config)
                 run = train(config, workspace=folder / case)  # accumulated by one rank, or two ranks: the same run
-                measured = _epoch_seconds(run.run_dir)
-                found[case].append((before, measured, _planned_seconds(config)))
+                after = _planned_seconds(config)
+                drift = max(before, after) / min(before, after)
+                found[case].append(((before + after) / 2, _epoch_seconds(run.run_dir), drift))
                 print(_summary(case, found[case]), flush=True)
 
 
 def _summary(case: str, times: list[tuple[float, float, float]]) -> str:
     """Medians of the rounds so far."""
-    planned = statistics.median((before + after) / 2 for before, _, after in times)
-    measured = statistics.median(measured for _, measured, _ in times)
-    ratios = [(before + after) / 2 / measured for before, measured, after in times]
-    drift = statistics.median(max(before, after) / min(before, after) for before, _, after in times)
+    planned, measured, drift = (statistics.median(values) for values in zip(*times, strict=True))
+    ratios = [p / m for p, m, _ in times]
     spread = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, n {len(ratios)})"
     return f"{case:24s} epoch planned {planned:6.2f} s, measured {measured:6.2f} s, {spread}, plans {drift:.2f} apart"
 

@@ -24,10 +24,11 @@ from mae.metrics import METRICS, read_lines
 from mae.prepare import prepare
 from mae.train import train
 
-CASES = {  # changes of the demo's job, and epochs
-    "demo, 64 images a rank": ([], 3),
-    "demo, 256 images a rank": (["pretrain.batch_size=256"], 3),
+CASES = {  # changes of the demo's job
+    "demo, 64 images a rank": [],
+    "demo, 256 images a rank": ["pretrain.batch_size=256"],
 }
+LENGTH = ["pretrain.epochs=3", "pretrain.warmup_epochs=1"]
 
 
 def main() -> None:
@@ -41,9 +42,8 @@ def main() -> None:
         folder = Path(name)
         records = prepare(unpack_sample(folder / "sample").root, folder)
         for number in range(options.rounds):
-            for case, (changes, epochs) in CASES.items():
-                length = [f"pretrain.epochs={epochs}", "pretrain.warmup_epochs=1", f"seed={number}"]
-                job = [*changes, *length, f"data.records={records}"]
+            for case, changes in CASES.items():
+                job = [*changes, *LENGTH, f"seed={number}", f"data.records={records}"]
                 before = pool.submit(rate, job, {first}, folder / "before").result()
                 two = pool.submit(rate, [*job, "device.ranks=2"], {first, second}, folder).result()
                 apart = [pool.submit(rate, job, {core}, folder / f"apart{core}") for core in (first, second)]
