@@ -170,6 +170,14 @@ class _Training(_Section):
         """The learning rate behind the warm-up."""
         return base_lr(self.blr, batch_size=self.batch_size, ranks=ranks, accum_iter=self.accum_iter)
 
+    def checkpoint_due(self, step: int, updates: int) -> bool:
+        """Whether there is a checkpoint behind a step of a run that has so many updates an epoch."""
+        if self.checkpoint_steps is not None and step % self.checkpoint_steps == 0:
+            return True
+        epoch, within = divmod(step, updates)
+        every = filter(None, (self.epochs, self.checkpoint_epochs, self.keep_epochs))
+        return within == 0 and any(epoch % number == 0 for number in every)
+
 
 class PretrainConfig(_Training):
     """MAE pre-training, as published unless said otherwise (He et al. 2022, table 8, at 4,096 images an update)."""
@@ -192,6 +200,10 @@ class PretrainConfig(_Training):
     on_non_finite: Literal["stop", "decoder_float32"] = Field(
         "stop", description="decoder_float32: go back to the last checkpoint once, and on with the decoder in float32"
     )
+
+    def evaluation_due(self, step: int, updates: int) -> bool:
+        """Whether the encoder is evaluated behind a step of a run that has so many updates an epoch."""
+        return self.eval_epochs is not None and step % (self.eval_epochs * updates) == 0
 
 
 class FinetuneConfig(_Training):

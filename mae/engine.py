@@ -32,7 +32,7 @@ from .model import MaskedAutoencoder
 from .objective import Accumulate, Report, Update
 from .restore import load_parameters
 from .saver import Saver
-from .schedule import checkpoint_due, lr_at
+from .schedule import lr_at
 
 LOG_STEPS = 10  # steps between two readings of the loss, each of which waits for the device
 HALT_SECONDS = 600  # that rank 0 has to write what made the others halt, too
@@ -108,7 +108,7 @@ def _updates(
             step = epoch * updates + number + 1
             inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
             result = update(Tensor(rate, ms.float32), *inputs)
-            logged, due = step % LOG_STEPS == 0 or number == updates - 1, checkpoint_due(recipe, step, updates)
+            logged, due = step % LOG_STEPS == 0 or number == updates - 1, recipe.checkpoint_due(step, updates)
             report = metrics.waiting(Report.read, result) if logged or due else None
             if report is not None and report.halted:
                 _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
@@ -124,8 +124,7 @@ def _epoch_updates(config: Config) -> int:
 
 def _evaluates(recipe: Recipe, step: int, updates: int) -> bool:
     """Whether the encoder is evaluated behind a step."""
-    every = recipe.eval_epochs if isinstance(recipe, PretrainConfig) else None
-    return every is not None and step % (every * updates) == 0
+    return isinstance(recipe, PretrainConfig) and recipe.evaluation_due(step, updates)
 
 
 def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics) -> Callable[[int, int], None] | None:

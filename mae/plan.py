@@ -18,7 +18,6 @@ from .config import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
 from .flops import PEAK_910A, TRAINING, training_flops
 from .masking import kept_patches
 from .plan_rate import measure
-from .schedule import checkpoint_due
 
 IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
 IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
@@ -174,9 +173,9 @@ def _training(
     how = f"{speed:,.0f} images/s / {CORE_IMAGES:,.0f} images/s and core"
     sheet.add("input cores", speed / CORE_IMAGES, "per device", how)
     parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
-    head = data.classes * (model.embed_dim + 1)
-    _memory(sheet, recipe, config, parameters, head)
-    _checkpoints(sheet, recipe, parameters, head, hours, updates, devices)
+    trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinprobeConfig) else parameters
+    _memory(sheet, recipe, config, parameters, trained)
+    _checkpoints(sheet, recipe, parameters, trained, hours, updates, devices)
     return sheet.figures
 
 
@@ -197,16 +196,13 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
     return sheet.add("rate", found.images / found.seconds, "images/s and device", how)
 
 
-def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, head: int) -> None:
+def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, trained: int) -> None:
     half = config.compute.dtype == "float16" or (config.compute.dtype is None and config.device.target == "Ascend")
-    probe = isinstance(recipe, LinprobeConfig)
-    trained = head if probe else parameters
     held = {"weights": 4, **({"halves": 2} if half else {})}
-    each = {"gradients": 4, **({"velocities": 4} if probe else {"moments": 8})}
-    each |= {**({"sums": 4} if recipe.accum_iter > 1 else {}), **({"averages": 4} if recipe.ema else {})}
-    state = parameters * sum(held.values()) + trained * sum(each.values())
-    how = f"{parameters:,} parameters * ({_listed(held)}) + {trained:,} trained * ({_listed(each)}) bytes"
+    each = {"gradients": 4, **({"sums": 4} if recipe.accum_iter > 1 else {}), **_optimizer_bytes(recipe)}
+    state, how = _bytes(parameters, held, trained, each)
     sheet.add("state", state / 1e9, "GB per device", how)
+    probe = isinstance(recipe, LinprobeConfig)
     kept = recipe.batch_size * _activation_bytes(config.model, recipe, 2 if half else 4, config.compute.recompute)
     what = "one block at a time, since none is trained" if probe else "what the backward pass needs of each block"
     sheet.add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
@@ -214,8 +210,20 @@ def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, head
         sheet.add("memory", (state + kept) / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
 
 
-def _listed(sizes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items())
+def _optimizer_bytes(recipe: Recipe) -> dict[str, int]:
+    """Of each trained parameter, by name: what its update needs of the ones before, and so a checkpoint."""
+    state = {"velocities": 4} if isinstance(recipe, LinprobeConfig) else {"moments": 8}
+    return {**state, **({"averages": 4} if recipe.ema else {})}
+
+
+def _bytes(parameters: int, each: dict[str, int], trained: int, each_trained: dict[str, int]) -> tuple[int, str]:
+    """Of so much for each parameter and each trained one, and the sum in words."""
+
+    def listed(sizes: dict[str, int]) -> str:
+        return ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+    total = parameters * sum(each.values()) + trained * sum(each_trained.values())
+    return total, f"{parameters:,} parameters * ({listed(each)}) + {trained:,} trained * ({listed(each_trained)}) bytes"
 
 
 def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: bool) -> float:
@@ -237,25 +245,21 @@ def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: 
 
 
 def _checkpoints(
-    sheet: _Sheet, recipe: Recipe, parameters: int, head: int, hours: float, updates: int, devices: int
+    sheet: _Sheet, recipe: Recipe, parameters: int, trained: int, hours: float, updates: int, devices: int
 ) -> None:
-    probe = isinstance(recipe, LinprobeConfig)
-    trained = head if probe else parameters
     files = {"weights": 4, **({"averaged": 4} if recipe.ema else {})}
-    state = {**({"velocities": 4} if probe else {"moments": 8}), **({"averages": 4} if recipe.ema else {})}
-    how = f"{parameters:,} parameters * ({_listed(files)}) + {trained:,} trained * ({_listed(state)}) bytes"
-    written = parameters * sum(files.values()) + trained * sum(state.values())
+    written, how = _bytes(parameters, files, trained, _optimizer_bytes(recipe))
     size = sheet.add("checkpoint", written / 1e9, "GB", how)
     seconds = sheet.add("checkpoint time", written / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
     steps, every = recipe.epochs * updates, recipe.checkpoint_steps
     ends = {*range(updates, steps + 1, updates), *(range(every, steps + 1, every) if every else ())}
-    due = sorted(step for step in ends if checkpoint_due(recipe, step, updates))
+    due = sorted(step for step in ends if recipe.checkpoint_due(step, updates))
+    stay = {step for step in due if recipe.keep_epochs and step % (recipe.keep_epochs * updates) == 0}
     how = f"of {recipe.epochs} epochs every {recipe.checkpoint_epochs}, and the last"
     how += f", and every {recipe.keep_epochs}, to stay" if recipe.keep_epochs else ""
     how += f"; of {steps:,} updates every {every}" if every else ""
-    count = sheet.add("checkpoints", len(due), "", how)
-    stay = range(recipe.keep_epochs * updates, steps + 1, recipe.keep_epochs * updates) if recipe.keep_epochs else ()
-    kept = len({*due[-recipe.keep_checkpoints :], *stay})
+    count, kept = len(due), len({*due[-recipe.keep_checkpoints :], *stay})
+    sheet.add("checkpoints", count, "", how)
     sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
     interval = hours * 3600 / count
     failures = sheet.add(
@@ -264,9 +268,7 @@ def _checkpoints(
         "expected",
         f"{hours:,.1f} h * {devices} devices / {FAILURE_DEVICE_HOURS:,} device-hours (Llama 3's)",
     )
-    how = (
-        f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count:,.0f} * {seconds:.1f} s"
-    )
+    how = f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count} * {seconds:.1f} s"
     sheet.add("expected loss", (failures * (interval / 2 + RESTART_SECONDS) + count * seconds) / 3600, "h", how)
     between = FAILURE_DEVICE_HOURS / devices * 3600
     how = f"sqrt(2 * {seconds:.1f} s * {between:,.0f} s between failures) (Young 1974)"

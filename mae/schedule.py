@@ -1,12 +1,8 @@
-"""When a run does what: the learning rate of the published recipes, checkpoints."""
+"""Learning-rate schedule of the published recipes."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .config import Recipe
 
 
 def base_lr(blr: float, *, batch_size: int, ranks: int, accum_iter: int) -> float:
@@ -23,12 +19,3 @@ def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epoch
         return lr * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def checkpoint_due(recipe: Recipe, step: int, updates: int) -> bool:
-    """Whether there is a checkpoint behind a step of a run that has so many updates an epoch."""
-    if recipe.checkpoint_steps is not None and step % recipe.checkpoint_steps == 0:
-        return True
-    epoch, within = divmod(step, updates)
-    every = [recipe.epochs, recipe.checkpoint_epochs, *([recipe.keep_epochs] if recipe.keep_epochs else [])]
-    return within == 0 and any(epoch % number == 0 for number in every)

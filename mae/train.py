@@ -189,7 +189,7 @@ def _resolved(config: Config) -> Config:
     classes = len(index.classes)
     images, accumulated = index.splits["train"].images, recipe.batch_size * recipe.accum_iter
     steps_per_epoch(images, batch_size=accumulated, ranks=config.device.ranks)
-    if isinstance(config.recipe, PretrainConfig) and config.recipe.eval_epochs is not None:
+    if isinstance(recipe, PretrainConfig) and recipe.eval_epochs is not None:
         check_labelled(records, index)
     if config.task != "pretrain" and config.init is None:
         expected, todo = f"a checkpoint that task {config.task} starts from", "set it to one of pre-training"
@@ -223,7 +223,7 @@ def _data_facts(records: Path) -> dict[str, Any]:
 def _measured(run_dir: Path, config: Config, step: int) -> bool:
     """Whether the last epoch's evaluation is there, which a kill behind the last checkpoint leaves out."""
     recipe = config.recipe
-    if not isinstance(recipe, PretrainConfig) or recipe.eval_epochs is None or recipe.epochs % recipe.eval_epochs:
+    if not isinstance(recipe, PretrainConfig) or not recipe.evaluation_due(step, step // recipe.epochs):
         return True
     found = {line["protocol"] for line in evaluations(read_lines(run_dir / METRICS)) if line["step"] == step}
     return found >= set(recipe.eval_protocols)

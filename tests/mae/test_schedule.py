@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mae.config import PretrainConfig
-from mae.schedule import base_lr, checkpoint_due, lr_at
+from mae.schedule import base_lr, lr_at
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_every_iteration_equals_torch(recipe):
 )
 def test_when_checkpoints_are_due(name, settings, steps):
     recipe = PretrainConfig(epochs=10, warmup_epochs=1, **settings)
-    assert [step for step in range(1, 31) if checkpoint_due(recipe, step, 3)] == steps, name
+    assert [step for step in range(1, 31) if recipe.checkpoint_due(step, 3)] == steps, name
