@@ -95,7 +95,7 @@ def test_threads_of_this_machine_write_the_same(validation: Validation, workspac
 
 def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
-    with pytest.raises(InputError, match=r"data\.dask: .*pip install 'maeflow\[dask\]'"):
+    with pytest.raises(InputError, match=r"data\.dask: .*pip install -e '\.\[dask\]'"):
         task_runner("tcp://127.0.0.1:1")
 
 
