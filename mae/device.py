@@ -65,6 +65,7 @@ def setup(target: str, *, ranks: int) -> int:
     import mindspore as ms
     from mindspore import communication
 
+    os.environ.pop("MS_COMPILER_CACHE_ENABLE", None)  # a graph out of that cache has other losses, from step 1 on
     ms.set_context(mode=ms.GRAPH_MODE, device_target=target)
     if target == "CPU":
         # Kernels of one graph run one after the other, and each rank on cores of its own: MindSpore's threads wait by
