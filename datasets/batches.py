@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -65,49 +65,57 @@ def train_batches(
     batch_size: int,
     crop_scale: float,
     seed: int,
-    epoch: int,
+    epochs: Iterable[int],
     rank: int = 0,
     ranks: int = 1,
     workers: int = 2,
+    accum_iter: int = 1,
     start_step: int = 0,
     clipped: bool = False,
     changes: RandAugment | None = None,
     erasing: Erasing | None = None,
 ) -> Iterator[Batch]:
-    """One rank's share of an epoch: random resized crop (Pillow's bicubic) and horizontal flip (He et al. 2022, A.1).
+    """One rank's share of epochs: random resized crop (Pillow's bicubic) and horizontal flip (He et al. 2022, A.1).
 
-    Global batch s is a slice of `epoch_order`, of which rank r takes every `ranks`-th sample from the r-th on: each
-    sample is seen once, and the same samples meet in a batch for any number of ranks. An image's pixels depend on
-    `seed`, `epoch` and its place in the order, so that the global batches are the same, to the bit, for any number of
+    Global batch s of an epoch is a slice of `epoch_order`, of which rank r takes every `ranks`-th sample from the r-th
+    on: each sample is seen once, and the same samples meet in a batch for any number of ranks. An image's pixels depend
+    on `seed`, epoch and its place in the order, so that the global batches are the same, to the bit, for any number of
     ranks and workers and from any `start_step` on.
 
     Args:
         crop_scale, clipped: `Augmentation` says what they mean.
-        start_step: batches at the head of the epoch that are left out, without being read.
+        epochs: their numbers; the first batches of one are made while the last of the one before are still used.
+        accum_iter: batches of one update, of which an epoch has whole numbers.
+        start_step: batches at the head of the first epoch that are left out, without being read.
         workers: decoding threads.
         changes, erasing: what happens to the cropped image then, in this order, each drawn by a generator of its own.
     """
     directory = Path(directory)
     images = load_index(directory).splits["train"].images
-    steps = steps_per_epoch(images, batch_size=batch_size, ranks=ranks)
-    order = epoch_order(images, seed=seed, epoch=epoch)
-    places = np.arange(steps * batch_size * ranks).reshape(steps, batch_size, ranks)[start_step:, :, rank]
+    steps = steps_per_epoch(images, batch_size=batch_size * accum_iter, ranks=ranks) * accum_iter
     how = Augmentation(crop_scale, clipped)
 
-    def prepare(number: int) -> View:
-        chosen = places[number]
-        drawn = draws(chosen[0], chosen[-1] + 1, seed=seed, epoch=epoch)[::ranks]
+    def one(epoch: int, first: int) -> Pass:
+        order = epoch_order(images, seed=seed, epoch=epoch)
+        places = np.arange(steps * batch_size * ranks).reshape(steps, batch_size, ranks)[first:, :, rank]
 
-        def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
-            augmented(content, drawn[place], how, out, where=f"{directory}: train record {order[chosen[place]]}")
-            if changes is not None:
-                rand_augmented(out, np.random.default_rng([seed, epoch, 2, chosen[place]]), changes)
-            if erasing is not None:
-                erase(out, np.random.default_rng([seed, epoch, 3, chosen[place]]), erasing)
+        def prepare(number: int) -> View:
+            chosen = places[number]
+            drawn = draws(chosen[0], chosen[-1] + 1, seed=seed, epoch=epoch)[::ranks]
 
-        return view
+            def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
+                augmented(content, drawn[place], how, out, where=f"{directory}: train record {order[chosen[place]]}")
+                if changes is not None:
+                    rand_augmented(out, np.random.default_rng([seed, epoch, 2, chosen[place]]), changes)
+                if erasing is not None:
+                    erase(out, np.random.default_rng([seed, epoch, 3, chosen[place]]), erasing)
 
-    return _batches(directory, "train", order[places.ravel()], image_shape, batch_size, workers, prepare)
+            return view
+
+        return Pass(order[places.ravel()], prepare)
+
+    passes = (one(epoch, start_step if number == 0 else 0) for number, epoch in enumerate(epochs))
+    return _batches(directory, "train", passes, image_shape, batch_size, workers)
 
 
 def ordered_batches(
@@ -139,45 +147,48 @@ def ordered_batches(
 
         return view
 
-    return _batches(directory, split, mine, image_shape, batch_size, workers, prepare)
+    return _batches(directory, split, [Pass(mine, prepare)], image_shape, batch_size, workers)
 
 
 View = Callable[[np.ndarray, int, np.ndarray], None]  # content of a record, its place in the batch, (H, W, 3) to fill
 
 
+class Pass(NamedTuple):
+    """Samples in an order, and what makes the view of those of a batch, by its number."""
+
+    samples: np.ndarray
+    prepare: Callable[[int], View]
+
+
 def _batches(
     directory: Path,
     split: str,
-    samples: np.ndarray,
+    passes: Iterable[Pass],
     image_shape: tuple[int, int],
     batch_size: int,
     workers: int,
-    prepare: Callable[[int], View],
 ) -> Iterator[Batch]:
-    """Read `samples` in batches, and let threads fill each with the view that `prepare` gives for its number.
+    """Read the passes in batches, and let threads fill each with the view that is prepared for its number.
 
     As many batches are under way as keep the threads busy, and two at least.
     """
-    if not len(samples):
-        return
     ahead = max(2, -(-2 * workers * CHUNK // batch_size))
     with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(workers, "images") as pool:
-        records = _records(directory, split, samples)
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
 
-        def start(number: int) -> None:
-            chosen = samples[number * batch_size : (number + 1) * batch_size]
+        def start(records: Iterator[tuple[np.ndarray, np.ndarray]], chosen: np.ndarray, view: View) -> None:
             batch = Batch(np.empty((len(chosen), *image_shape, 3), np.uint8), np.empty(len(chosen), np.int32), chosen)
             rows = reader.submit(lambda: list(itertools.islice(records, len(chosen))))
-            view = prepare(number)
             parts = [slice(n, n + CHUNK) for n in range(0, len(chosen), CHUNK)]
             pending.append((batch, [pool.submit(_fill, batch, rows, part, view) for part in parts]))
 
         try:
-            for number in range(-(-len(samples) // batch_size)):
-                start(number)
-                if len(pending) > ahead:
-                    yield _finished(*pending.popleft())
+            for samples, prepare in passes:
+                records = _records(directory, split, samples)
+                for number, first in enumerate(range(0, len(samples), batch_size)):
+                    start(records, samples[first : first + batch_size], prepare(number))
+                    if len(pending) > ahead:
+                        yield _finished(*pending.popleft())
             while pending:
                 yield _finished(*pending.popleft())
         finally:

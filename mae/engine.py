@@ -92,29 +92,29 @@ def _updates(
     lr = recipe.lr(ranks=config.device.ranks)
     accumulate = Accumulate(update) if accum_iter > 1 else None
     job.model.set_train(True)
-    for epoch in range(start // updates, recipe.epochs):
-        first = max(0, start - epoch * updates)
-        batches = metrics.timed(rank_batches(job, config, epoch, rank, start=first * accum_iter))
-        for number in range(first, updates):
-            rate = lr_at(
-                epoch + number / updates,
-                lr=lr,
-                min_lr=recipe.min_lr,
-                warmup_epochs=recipe.warmup_epochs,
-                epochs=recipe.epochs,
-            )
-            for part in range(accum_iter - 1):
-                accumulate(*_tensors(job, next(batches), Place(epoch, number, part, rank)))  # type: ignore[misc]
-            step = epoch * updates + number + 1
-            inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
-            result = update(Tensor(rate, ms.float32), *inputs)
-            logged, due = step % LOG_STEPS == 0 or number == updates - 1, recipe.checkpoint_due(step, updates)
-            report = metrics.waiting(Report.read, result) if logged or due else None
-            if report is not None and report.halted:
-                _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
-            if report is not None and logged:
-                metrics.write(step, report, epoch=epoch + (number + 1) / updates, lr=rate)
-            yield step, step // updates, step % updates, report if due else None
+    epochs, first = range(start // updates, recipe.epochs), start % updates * accum_iter
+    batches = metrics.timed(rank_batches(job, config, epochs, rank, start=first))
+    for done in range(start, recipe.epochs * updates):
+        epoch, number = divmod(done, updates)
+        rate = lr_at(
+            epoch + number / updates,
+            lr=lr,
+            min_lr=recipe.min_lr,
+            warmup_epochs=recipe.warmup_epochs,
+            epochs=recipe.epochs,
+        )
+        for part in range(accum_iter - 1):
+            accumulate(*_tensors(job, next(batches), Place(epoch, number, part, rank)))  # type: ignore[misc]
+        inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
+        result = update(Tensor(rate, ms.float32), *inputs)
+        step = done + 1
+        logged, due = step % LOG_STEPS == 0 or step % updates == 0, recipe.checkpoint_due(step, updates)
+        report = metrics.waiting(Report.read, result) if logged or due else None
+        if report is not None and report.halted:
+            _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
+        if report is not None and logged:
+            metrics.write(step, report, epoch=step / updates, lr=rate)
+        yield step, step // updates, step % updates, report if due else None
 
 
 def _epoch_updates(config: Config) -> int:
@@ -137,8 +137,8 @@ def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics) -> Callabl
     return Probe(run_dir, config, job.model, metrics)
 
 
-def rank_batches(job: Job, config: Config, epoch: int, rank: int, *, start: int) -> Iterator[Batch]:
-    """A rank's batches of an epoch, from number `start` on."""
+def rank_batches(job: Job, config: Config, epochs: Iterable[int], rank: int, *, start: int) -> Iterator[Batch]:
+    """A rank's batches of epochs, in the first of them from number `start` on."""
     recipe, model = job.recipe, job.model.config
     changes = erasing = None
     if isinstance(recipe, FinetuneConfig):
@@ -152,10 +152,11 @@ def rank_batches(job: Job, config: Config, epoch: int, rank: int, *, start: int)
         batch_size=recipe.batch_size,
         crop_scale=recipe.crop_scale,
         seed=config.seed,
-        epoch=epoch,
+        epochs=epochs,
         rank=rank,
         ranks=config.device.ranks,
         workers=config.data.workers,
+        accum_iter=recipe.accum_iter,
         start_step=start,
         clipped=isinstance(recipe, LinprobeConfig),
         changes=changes,
@@ -189,7 +190,7 @@ def _halt(
     parts = job.recipe.accum_iter
     batches = {}
     for r in range(config.device.ranks):
-        stream = rank_batches(job, config, epoch, r, start=number * parts)
+        stream = rank_batches(job, config, [epoch], r, start=number * parts)
         for part in range(parts):
             batches[Place(epoch, number, part, r)] = next(stream)
         stream.close()  # type: ignore[attr-defined]

@@ -94,8 +94,7 @@ def _batches(job: Job, config: Config, rank: int) -> Iterator[Batch]:
     from .engine import rank_batches
 
     if config.data.records is not None:
-        for epoch in itertools.count():
-            yield from rank_batches(job, config, epoch, rank, start=0)
+        yield from rank_batches(job, config, itertools.count(), rank, start=0)
     rng, size = np.random.default_rng(rank), job.recipe.batch_size
     images = rng.integers(0, 256, (size, *job.model.config.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, job.model.config.num_classes or 1, size, dtype=np.int32)

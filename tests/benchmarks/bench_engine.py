@@ -61,7 +61,7 @@ def main() -> None:
         job = build_job(config, classes=["all"])
         update = engine.build_update(config, job)
         training = engine._updates(folder, job, update, config, 0, 0, Metrics(folder, config, rank=0, step=0))
-        batch = next(engine.rank_batches(job, config, 0, 0, start=0))
+        batch = next(engine.rank_batches(job, config, [0], 0, start=0))
         inputs = [Tensor(array) for array in job.inputs(batch, Place(0, 0, 0))]
         rate = Tensor(1e-6, ms.float32)
         began = time.perf_counter()

@@ -40,7 +40,7 @@ def ours(folder: Path) -> Iterator[Any]:
         batch_size=BATCH,
         crop_scale=0.2,
         seed=0,
-        epoch=0,
+        epochs=[0],
         workers=CORES,
     )
 

@@ -1,6 +1,7 @@
 """Batches: which samples, in which order, with which pixels."""
 
 import io
+import itertools
 import os
 import threading
 
@@ -58,10 +59,10 @@ def samples(batches):
     return [batch.samples.tolist() for batch in batches]
 
 
-def train(records, *, epoch=2, batch_size=12, ranks=1, **options):
+def train(records, *, epochs=(2,), batch_size=12, ranks=1, **options):
     """Global batches as lists of samples and as pixels: those of all ranks, merged."""
     shares = [
-        list(train_batches(records, epoch=epoch, batch_size=batch_size, rank=rank, ranks=ranks, **TRAIN | options))
+        list(train_batches(records, epochs=epochs, batch_size=batch_size, rank=rank, ranks=ranks, **TRAIN | options))
         for rank in range(ranks)
     ]
     return [
@@ -126,6 +127,16 @@ def test_an_epoch_goes_on_from_any_step(records, epoch, ranks, start_step):
     assert_same(train(records, ranks=ranks, batch_size=12 // ranks, start_step=start_step), epoch[start_step:])
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "accum_iter", "steps"), [(12, 1, 3), (12, 3, 3), (9, 1, 5), (9, 2, 4), (9, 3, 3), (1, 20, 40)]
+)
+def test_epochs_follow_each_other(records, batch_size, accum_iter, steps):
+    cut = {"batch_size": batch_size, "accum_iter": accum_iter}
+    epochs = [train(records, epochs=[number], **cut) for number in (2, 3, 4)]
+    assert [len(batches) for batches in epochs] == [steps] * 3
+    assert_same(train(records, epochs=range(2, 5), start_step=2, **cut), [*itertools.chain(*epochs)][2:])
+
+
 def test_after_the_last_step_nothing_is_left(records):
     assert train(records, start_step=3) == []
 
@@ -135,7 +146,7 @@ def test_other_batch_sizes_cut_the_same_sequence(records, epoch):
     np.testing.assert_array_equal(images[:36], expected)
 
 
-@pytest.mark.parametrize("other", [{"epoch": 3}, {"seed": 2}, {"crop_scale": 0.9}, {"clipped": True}])
+@pytest.mark.parametrize("other", [{"epochs": [3]}, {"seed": 2}, {"crop_scale": 0.9}, {"clipped": True}])
 def test_another_epoch_seed_or_crop_gives_other_pixels(records, epoch, other):
     found = train(records, **other)
     changed = sum((ours != theirs).any() for (ours, *_), (theirs, *_) in zip(found, epoch, strict=True))
@@ -207,7 +218,7 @@ def test_ranks_share_the_evaluation_without_padding(records, ranks, batch_size):
 
 def test_a_reader_that_is_left_early_ends_its_threads(records):
     before = threads()
-    batches = train_batches(records, epoch=0, batch_size=4, workers=5, **TRAIN)
+    batches = train_batches(records, epochs=[0], batch_size=4, workers=5, **TRAIN)
     next(batches)
     assert {"reader", "images"} <= threads() - before
     batches.close()

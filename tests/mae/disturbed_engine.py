@@ -18,8 +18,8 @@ CALLS = 100  # of the data threads before one has the fault: in the third epoch 
 run_dir, fault, ranks = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 
 
-def late_batches(job, config, epoch, rank, *, start, found=engine.rank_batches):
-    for batch in found(job, config, epoch, rank, start=start):
+def late_batches(job, config, epochs, rank, *, start, found=engine.rank_batches):
+    for batch in found(job, config, epochs, rank, start=start):
         time.sleep(SECONDS)
         yield batch
 

@@ -40,7 +40,7 @@ def whole(records, tmp_path_factory):
     [
         ("two batches accumulated", 1, {"batch_size": 16, "accum_iter": 2}),
         ("two ranks with half the batch", 2, {"batch_size": 16}),
-        ("two ranks that accumulate", 2, {"batch_size": 8, "accum_iter": 2}),
+        ("two ranks that accumulate", 2, {"batch_size": 4, "accum_iter": 4}),  # an epoch's images are 25 of these
     ],
 )
 def test_the_loss_curve_is_that_of_one_whole_batch(whole, records, tmp_path, name, ranks, recipe):
