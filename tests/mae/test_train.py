@@ -1,13 +1,8 @@
-"""Training for real: ranks as processes, killed and continued, alone and by two."""
+"""Training for real: what a run leaves, what is reused, what is refused."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +10,12 @@ import pytest
 from datasets.stage import InputError, file_digest, write_json
 from mae import checkpoint
 from mae.evaluate import evaluate
-from mae.launch import RanksFailed
 from mae.process_tree import started
 from mae.train import run_directory, train
 
 
 def metrics(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def trace(run_dir):
-    return [(line["step"], line["loss"], line["lr"]) for line in metrics(run_dir)]
 
 
 def with_(config, **sections):
@@ -76,38 +66,6 @@ def test_what_matters_names_another_run(tiny, tmp_path):
     ):
         assert run_directory(other, workspace=tmp_path) != here
     assert run_directory(with_(tiny, device={"python": "python3"}), workspace=tmp_path) == here
-
-
-def killed_after(run_dir, epochs):
-    """SIGKILL the ranks of `run_dir` once the checkpoint of an epoch is there."""
-
-    def watch():
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and len(list(run_dir.glob("checkpoints/[0-9]*/state.json"))) < epochs:
-            time.sleep(0.005)
-        for record in run_dir.glob("launch/rank_*.json"):
-            guard = json.loads(record.read_text())["guard"]
-            for child in Path(f"/proc/{guard}/task/{guard}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
-def test_a_killed_run_continues_to_the_same_result(tiny, trained, tmp_path):
-    longer = with_(tiny, pretrain={"epochs": 16, "checkpoint_epochs": 2})
-    whole = train(longer, workspace=tmp_path / "whole")
-    run_dir = run_directory(longer, workspace=tmp_path / "killed")
-    killer = killed_after(run_dir, epochs=2)
-    with pytest.raises(RanksFailed, match="SIGKILL"):
-        train(longer, workspace=tmp_path / "killed")
-    killer.join()
-    assert checkpoint.newest(run_dir / "checkpoints") is not None
-    continued = train(longer, workspace=tmp_path / "killed")
-    assert "resuming after epoch" in (run_dir / "logs" / "rank_0.log").read_text()
-    assert trace(run_dir) == trace(whole.run_dir)
-    assert continued.digest == whole.digest
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny, trained, tmp_path, caplog):
