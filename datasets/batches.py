@@ -41,8 +41,10 @@ def epoch_order(images: int, *, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(images)
 
 
-def steps_per_epoch(images: int, *, batch_size: int, ranks: int) -> int:
+def steps_per_epoch(images: int, *, batch_size: int, ranks: int, key: str = "batch_size") -> int:
     """Whole global batches in an epoch; what remains of the order is left out, as upstream's drop_last does.
+
+    `key` of the config is named in errors.
 
     Raises:
         InputError: not one batch fits.
@@ -50,7 +52,7 @@ def steps_per_epoch(images: int, *, batch_size: int, ranks: int) -> int:
     steps = images // (batch_size * ranks)
     if steps == 0:
         raise InputError(
-            "batch_size",
+            key,
             expected=f"at most {images} training images in a global batch",
             found=f"{batch_size} (batch_size * accum_iter) x {ranks} ranks = {batch_size * ranks}",
             todo="set a smaller batch_size or accum_iter",

@@ -156,14 +156,14 @@ def load_index(directory: PathLike) -> Index:
     raise InputError(path, expected="the index of a records directory", found=found, todo=REDO)
 
 
-def check_labelled(directory: PathLike, index: Index) -> None:
-    """Refuse records on which no accuracy can be measured.
+def check_labelled(directory: PathLike, *, classes: int, val: int) -> None:
+    """Refuse images of so many classes, `val` of them for validation, on which no accuracy can be measured.
 
     Raises:
         InputError: there are fewer than two classes, or no validation image.
     """
-    if len(index.classes) < 2 or index.splits["val"].images == 0:
-        found = f"{len(index.classes)} classes and {index.splits['val'].images} validation images"
+    if classes < 2 or val == 0:
+        found = f"{classes} classes and {val} validation images"
         expected, todo = "at least 2 classes and 1 validation image", "use images in class folders"
         raise InputError(directory, expected=expected, found=found, todo=todo)
 

@@ -37,7 +37,7 @@ from flows.runners import spread
 from flows.stages import finished, workspace_path
 from mae.config import Config
 from mae.launch import reap
-from mae.train import run_directory
+from mae.train import check_data, run_directory
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,9 @@ def mae_pretrain(
     if "validate" in wanted:
         root = Path(job.data.root) if job.data.root is not None else sample.root
         validation = finished(spread(run.validate, job.data), tasks.validate.intact, root, workspace, job.data)
+        if "pretrain" in wanted:
+            protocols = tasks.evaluate.protocols(job) if "evaluate" in wanted else ()
+            check_data(job, validation, protocols=protocols)
     if "shard" in wanted:
         records = finished(spread(run.shard, job.data), tasks.shard.intact, validation, workspace, job.data)
         job = job.model_copy(update={"data": job.data.model_copy(update={"records": str(records.directory)})})

@@ -180,13 +180,13 @@ def model_file(path: Path) -> Path:
     checkpoints.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it has other content than the checkpoint was written with.
     """
     if path.is_file():
-        return path
+        return _intact(path)
     for name in FOLDER_FILES:
         if (path / name).is_file():
-            return path / name
+            return _intact(path / name)
     if (path / CONFIG).is_file():
         expected, todo = f"{' or '.join(FOLDER_FILES)} beside config.json", "save it as one file (max_shard_size)"
         raise InputError(path, expected=expected, found="neither", todo=todo)
@@ -196,6 +196,18 @@ def model_file(path: Path) -> Path:
         todo = "give a model file, a checkpoint directory, a run directory or a local Hugging Face folder"
         raise InputError(path, expected="a checkpoint", found=found, todo=todo)
     return checkpoint / MODEL
+
+
+def _intact(file: Path) -> Path:
+    """The file, once it has been compared with the digest in its checkpoint; of other files nobody knows one."""
+    try:
+        digest = load_state(file.parent).digests.get(file.name)
+    except (OSError, ValueError):
+        return file
+    if digest is not None and file_digest(file) != digest:
+        todo = "use another checkpoint; training itself passes over a damaged one"
+        raise InputError(file, expected=f"the content of SHA-256 {digest}", found="other content", todo=todo)
+    return file
 
 
 def model_digest(path: Path) -> str:

@@ -292,7 +292,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _recipes_can_be_meant(self) -> Config:
-        for name, recipe in self._recipes():
+        for name, recipe in self.recipes():
             lr = recipe.lr(ranks=self.device.ranks)
             if recipe.min_lr >= lr:
                 rule = f"{lr:.3g} by {LR_RULE}"
@@ -303,14 +303,15 @@ class Config(_Section):
             raise ValueError(f"pretrain.mask_ratio must leave some patches and remove some, got {ratio} of {patches}")
         return self
 
-    def _recipes(self) -> list[tuple[str, Recipe]]:
+    def recipes(self) -> list[tuple[str, Recipe]]:
+        """The sections that train, by name."""
         named = (("pretrain", self.pretrain), ("finetune", self.finetune), ("linprobe", self.linprobe))
         return [(name, recipe) for name, recipe in named if recipe is not None]
 
     @property
     def recipe(self) -> Recipe:
         """The section of the task."""
-        return dict(self._recipes())[self.task]
+        return dict(self.recipes())[self.task]
 
 
 def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config:

@@ -88,7 +88,7 @@ def evaluate(
         raise InputError("protocol", expected=f"one of {', '.join(PROTOCOLS)}", found=repr(protocol), todo=todo)
     model, records = checkpoint.model_file(Path(checkpoint_path)), Path(records)
     index = load_index(records)
-    check_labelled(records, index)
+    check_labelled(records, classes=len(index.classes), val=index.splits["val"].images)
     inputs = {
         "protocol": protocol,
         "version": VERSION,

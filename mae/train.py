@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts, read_statuses
 from datasets.record_check import check_files
-from datasets.records import check_labelled, load_index
+from datasets.records import Records, check_labelled, load_index
 from datasets.stage import InputError, StageResult, atomic_write, no_room, room_for, value_digest, write_json
 
 from . import checkpoint
@@ -29,6 +29,8 @@ from .verdict import judge
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from datasets.validate import Validation
 
 HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
 LEAST_ROOM = 64 << 10  # bytes; below it a disk is full for who writes a log, a line of metrics or the news of an error
@@ -157,10 +159,28 @@ def _run_ranks(run_dir: Path, config: Config, report_line: Callable[[str], None]
         )
 
 
+def check_data(config: Config, data: Validation | Records, *, protocols: Sequence[str] = ()) -> None:
+    """Refuse a job that there are too few images for, or no labels where its accuracy is measured.
+
+    Args:
+        protocols: by these the encoder is evaluated on the same images then.
+
+    Raises:
+        InputError: a batch is larger than the data, or there is no label to measure by.
+    """
+    recipe = config.recipe
+    for name, section in config.recipes():
+        if name in (config.task, *protocols):
+            batch, key = section.batch_size * section.accum_iter, f"{name}.batch_size"
+            steps_per_epoch(data.train, batch_size=batch, ranks=config.device.ranks, key=key)
+    if protocols or (isinstance(recipe, PretrainConfig) and recipe.eval_epochs is not None):
+        check_labelled(data.directory, classes=len(data.classes), val=data.val)
+
+
 def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None:
     """Refuse to go on from a checkpoint of another config or other records, naming each key that differs."""
     found = checkpoint.newest(run_dir / "checkpoints")
-    if found is None and among_others:
+    if found is None and among_others and not (run_dir / "config.yaml").exists():
         runs = [path for path in run_dir.parent.glob(f"{config.name}-*") if path.name.rpartition("-")[0] == config.name]
         others = filter(None, (checkpoint.newest(path / "checkpoints") for path in runs))
         found = max(others, key=lambda path: path.stat().st_mtime, default=None)
@@ -185,12 +205,9 @@ def _records(config: Config) -> Path:
 def _resolved(config: Config) -> Config:
     """The config with absolute paths, after what would fail in every rank has been checked."""
     records = _records(config).resolve()
-    index, recipe = load_index(records), config.recipe
-    classes = len(index.classes)
-    images, accumulated = index.splits["train"].images, recipe.batch_size * recipe.accum_iter
-    steps_per_epoch(images, batch_size=accumulated, ranks=config.device.ranks)
-    if isinstance(recipe, PretrainConfig) and recipe.eval_epochs is not None:
-        check_labelled(records, index)
+    found = load_index(records).result(records, reused=True)
+    check_data(config, found)
+    classes = len(found.classes)
     if config.task != "pretrain" and config.init is None:
         expected, todo = f"a checkpoint that task {config.task} starts from", "set it to one of pre-training"
         raise InputError("init", expected=expected, found="none", todo=todo)

@@ -46,6 +46,35 @@ class TestOnAServer:
         mae_pretrain(str(tiny_job), [], str(root), None, ["validate"])
         assert '"truncated": 1' in next((workspace / "datasets").glob("images-*/validation.json")).read_text()
 
+    @pytest.mark.parametrize(
+        ("overrides", "stages", "message"),
+        [
+            pytest.param(
+                ["pretrain.batch_size=200"], ["pretrain"], r"pretrain\.batch_size: .* at most 100", id="batch"
+            ),
+            pytest.param(
+                ["finetune={epochs: 2, batch_size: 99, accum_iter: 2, blr: 1.0, warmup_epochs: 1}"],
+                None,
+                r"finetune\.batch_size: .* at most 100",
+                id="batch-of-the-evaluation",
+            ),
+            pytest.param([], None, "at least 2 classes", id="no-labels"),
+        ],
+    )
+    def test_what_would_fail_later_is_refused_before_anything_is_sharded(
+        self,
+        tiny_job: Path,
+        tiny_root: Path,
+        workspace: Path,
+        overrides: list[str],
+        stages: list[str] | None,
+        message: str,
+    ) -> None:
+        root = tiny_root if overrides else tiny_root / "train" / "bag"
+        with pytest.raises(InputError, match=message):
+            mae_pretrain(str(tiny_job), overrides, str(root), None, stages)
+        assert not (workspace / "records").exists()
+
     @pytest.mark.parametrize("fault", ["missing", "empty-class"])
     def test_images_at_fault_fail_once(
         self, tiny_job: Path, tiny_root: Path, workspace: Path, fault: str, caplog: pytest.LogCaptureFixture

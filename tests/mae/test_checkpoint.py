@@ -75,6 +75,17 @@ def test_a_user_may_name_file_checkpoint_or_run(saved, give):
     assert checkpoint.model_file(saved / "30" / give).resolve() == (saved / "30" / "model.safetensors").resolve()
 
 
+@pytest.mark.parametrize("give", ["model.safetensors", "."])
+def test_a_damaged_one_that_a_user_names_is_refused(saved, tmp_path, give):
+    elsewhere = (saved / "30").rename(tmp_path / "best")
+    assert checkpoint.model_file(elsewhere / give).is_file()
+    content = bytearray((elsewhere / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (elsewhere / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"expected the content of SHA-256 [0-9a-f]{64}, found other content"):
+        checkpoint.model_file(elsewhere / give)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [

@@ -12,7 +12,7 @@ from datasets.stage import InputError
 from mae import checkpoint, saver
 from mae.config import ModelConfig
 from mae.saver import Saver
-from mae.train import run_directory, train
+from mae.train import _check_resumed, run_directory, train
 
 from .test_train import with_
 
@@ -154,6 +154,17 @@ def test_what_changed_is_named(tiny, trained):
     assert "seed" not in message
     assert str(trained.checkpoint.parent) in message
     assert train(tiny, workspace=workspace, resume=True).reused
+
+
+def test_a_run_that_has_begun_is_not_compared_with_others(tiny, trained, tmp_path):
+    """Seed 3 is finished; seed 4 has no checkpoint yet."""
+    shutil.copytree(trained.run_dir, tmp_path / "runs" / trained.run_dir.name)
+    other = tiny.model_copy(update={"seed": 4})
+    with pytest.raises(InputError, match="seed 4 where the checkpoint has 3"):
+        _check_resumed(run_directory(other, workspace=tmp_path), other, among_others=True)
+    run_directory(other, workspace=tmp_path).mkdir()
+    (run_directory(other, workspace=tmp_path) / "config.yaml").touch()
+    _check_resumed(run_directory(other, workspace=tmp_path), other, among_others=True)
 
 
 def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
