@@ -141,10 +141,10 @@ def newest(checkpoints: Path) -> Path | None:
     steps = sorted((int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()), reverse=True)
     for step in steps:
         directory = checkpoints / str(step)
-        fault = _fault(directory)
-        if fault is None:
+        damage = fault(directory)
+        if damage is None:
             return directory
-        logger.warning("%s: damaged checkpoint passed over: %s", directory, fault)
+        logger.warning("%s: damaged checkpoint passed over: %s", directory, damage)
     return None
 
 
@@ -239,7 +239,8 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(path, expected="a safetensors file", found=str(error), todo="check the path")
 
 
-def _fault(directory: Path) -> str | None:
+def fault(directory: Path) -> str | None:
+    """What is wrong with a checkpoint directory, by its digests; none where it is intact."""
     try:
         state = load_state(directory)
         if str(state.step) != directory.name:

@@ -165,6 +165,9 @@ def train(
             "Default: go on with the same run, or begin one",
         ),
     ] = None,
+    start: Annotated[
+        Optional[Path], typer.Option("--from", help="begin at this checkpoint of a run whose recipe differs")
+    ] = None,
     replay: Annotated[Optional[Path], typer.Option(help="failure/step_<n> of a run: run that step again")] = None,
     workspace: Workspace = WORKSPACE,
 ) -> None:
@@ -182,8 +185,8 @@ def train(
     from mae.config import load_config
     from mae.train import train as run
 
-    job = load_config(config, overrides or [])
-    _show(run(job, workspace=workspace, rank_table=rank_table, resume=resume, console=Console(stderr=True)))
+    job, console = load_config(config, overrides or []), Console(stderr=True)
+    _show(run(job, workspace=workspace, rank_table=rank_table, resume=resume, start=start, console=console))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from .shared_mean import SharedMean
 if TYPE_CHECKING:
     import numpy as np
 
+DEFAULT_COMPUTE = ComputeConfig()
 ASCEND_DEVICES = "/dev"  # one character device davinci<N> per NPU, made by the driver
 
 
@@ -56,7 +57,17 @@ def compute_dtype(compute: ComputeConfig) -> Any:
     return getattr(ms, name)
 
 
-def setup(target: str, *, ranks: int) -> int:
+def precision_mode(compute: ComputeConfig) -> str:
+    """What Ascend's compiler may do to types: its default differs by product and release.
+
+    `allow_fp32_to_fp16`, a 910A's own, makes products of float32 matrices float16 ones, as the model's are anyway, and
+    keeps vector operators in float32 unless there is no such kernel. A config with float32 products gets them: there
+    `must_keep_origin_dtype` (MindSpore's device_context.ascend.op_precision.precision_mode).
+    """
+    return "must_keep_origin_dtype" if compute.dtype == "float32" or compute.decoder_float32 else "allow_fp32_to_fp16"
+
+
+def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:
     """Prepare this process for graph-mode work on `target` and join the other ranks.
 
     Returns:
@@ -75,8 +86,10 @@ def setup(target: str, *, ranks: int) -> int:
             cores = cores[int(os.environ["RANK_ID"]) :: ranks]
             os.sched_setaffinity(0, cores)
         ms.set_context(inter_op_parallel_num=1, runtime_num_threads=len(cores))
-    elif "DEVICE_ID" in os.environ:
-        ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
+    else:
+        ms.set_context(ascend_config={"precision_mode": precision_mode(compute)})
+        if "DEVICE_ID" in os.environ:
+            ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
     if ranks == 1:
         return 0
     communication.init()

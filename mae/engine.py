@@ -45,7 +45,7 @@ def run(run_dir: Path) -> None:
         InputError: config and records do not fit each other, or the loss is not finite.
     """
     config = fallen_back(load_config(run_dir / "config.yaml"), run_dir)
-    rank = setup(config.device.target, ranks=config.device.ranks)
+    rank = setup(config.device.target, ranks=config.device.ranks, compute=config.compute)
     job = build_job(config, classes=load_index(str(config.data.records)).classes)
     recipe, update = job.recipe, build_update(config, job)
     start = _resume(run_dir / "checkpoints", job, update)
@@ -197,7 +197,7 @@ def _halt(
     directory = run_dir / FAILURE / f"step_{first}"
     write_failure(directory, config, job, _host(job.model.get_parameters()), _host(update.state), batches, step=first)
     todo = (
-        "lower blr or lengthen warmup_epochs; the checkpoints before it are intact, and "
+        "lower blr or lengthen warmup_epochs, from a checkpoint before it on (mae train --from); "
         f"mae train --replay {directory} runs this step again"
     )
     raise InputError(f"step {first}", expected="a finite loss and gradient", found=found, todo=todo)

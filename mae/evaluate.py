@@ -103,7 +103,7 @@ def evaluate(
         logger.info("%s: reusing the evaluation", path)
         return earlier
     started = time.monotonic()
-    setup(config.device.target, ranks=1)
+    setup(config.device.target, ranks=1, compute=config.compute)
     results = list(_measure(protocol, model, records, config, Path(workspace)))
     write_json(
         path,

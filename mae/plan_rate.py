@@ -63,7 +63,7 @@ def _run(folder: Path, classes: int) -> None:
     from .objective import Accumulate
 
     config = load_config(folder / "config.yaml")
-    rank = setup(config.device.target, ranks=config.device.ranks)
+    rank = setup(config.device.target, ranks=config.device.ranks, compute=config.compute)
     job = build_job(config, classes=[str(number) for number in range(classes)])
     recipe, batches = job.recipe, _batches(job, config, rank)
     update, lr = build_update(config, job), Tensor(1e-6, ms.float32)

@@ -59,7 +59,7 @@ def replay(path: Path) -> Replay:
     recipe = config.recipe.model_copy(update={"accum_iter": len(inputs)})
     device = config.device.model_copy(update={"ranks": 1})
     here = config.model_copy(update={config.task: recipe, "device": device, "model": card.model, "init": None})
-    setup(device.target, ranks=1)
+    setup(device.target, ranks=1, compute=here.compute)
     job = build_job(here, classes=card.labels)
     update = build_update(here, job)
     load_run(directory, job, update)

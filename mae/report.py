@@ -33,6 +33,7 @@ from datasets.manifest import MANIFEST
 from datasets.stage import InputError, PathLike, StageResult, atomic_write, value_digest
 from mae.config import Config, load_config
 from mae.faulty_files import FaultExamples, fault_examples
+from mae.fork import FORK, Fork
 from mae.metrics import EVALUATION, KIND
 from mae.verdict import FILE as VERDICT
 from mae.verdict import Verdict, verdict
@@ -180,6 +181,7 @@ def report(run_dir: PathLike) -> Report:
     training = _read_metrics(sources)
     data = _parse(sources, "data.json", Data) if sources.has("data.json") else None
     judged = _parse(sources, VERDICT, Verdict) if sources.has(VERDICT) else _so_far(run_dir, config)
+    begun = _parse(sources, FORK, Fork) if sources.has(FORK) else None
     files = sorted((run_dir / "evaluations").glob("*.json"))
     evaluations = {file.stem: _parse(sources, f"evaluations/{file.name}", Evaluation) for file in files}
     pictures, predicted = _read_pictures(sources)
@@ -188,6 +190,7 @@ def report(run_dir: PathLike) -> Report:
         config=config,
         config_text=config_text,
         training=training,
+        begun=begun,
         judged=judged,
         data=data,
         faulty=_faulty(data),

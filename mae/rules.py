@@ -279,7 +279,8 @@ def exploding_gradient(c: Course) -> Optional[Finding]:
         c,
         "exploding_gradient",
         "loss",
-        f"the gradient norm is {now:.3g} where it was {before:.3g}: {what}, and go back to a checkpoint before this",
+        f"the gradient norm is {now:.3g} where it was {before:.3g}: {what}, from a checkpoint before this on "
+        "(mae train --from)",
         key,
         {"grad_norm": now, "before": before},
     )
@@ -304,7 +305,7 @@ def repeated_overflows(c: Course) -> Optional[Finding]:
         "repeated_overflows",
         "loss",
         f"{skipped:.0f} of the last {updates:.0f} updates were skipped because float16 overflowed: set {key} to {to}, "
-        f"or lower {c.config.task}.blr ({c.config.recipe.blr:.3g})",
+        f"or lower {c.config.task}.blr ({c.config.recipe.blr:.3g}), from a checkpoint on (mae train --from)",
         key,
         {"skipped": skipped, "updates": updates},
     )

@@ -20,6 +20,7 @@ from .device import check_target
 from .event_file import rewrite
 from .failure import failures, fall_back
 from .follow import Follower
+from .fork import fork, load_fork
 from .history import remember
 from .identity import differences, run_inputs
 from .launch import RanksFailed, check_free, run_ranks
@@ -63,6 +64,7 @@ def train(
     workspace: Path,
     rank_table: Path | None = None,
     resume: bool | None = None,
+    start: Path | None = None,
     report_line: Callable[[str], None] = logger.info,
     console: Console | None = None,
 ) -> Training:
@@ -74,6 +76,7 @@ def train(
         rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
         resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
             False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
+        start: begin at this checkpoint of a run whose recipe differs (`mae.fork.fork`).
         report_line: called with a line of progress per epoch, or per minute where epochs are longer.
         console: a terminal that gets one line kept up to date instead.
 
@@ -88,6 +91,8 @@ def train(
     check_free(run_dir)
     if resume is False:
         shutil.rmtree(run_dir, ignore_errors=True)
+    if start is not None:
+        fork(start, run_dir, config)
     _check_resumed(run_dir, config, among_others=resume is True)
     done = _finished(run_dir, recipe.epochs)
     if done is not None and _measured(run_dir, config, done.steps):
@@ -118,9 +123,9 @@ def train(
 
 
 def _conclude(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
-    """Judge a finished run; one whose loss is as it should be is what later ones are compared with."""
+    """Judge a finished run; one with one recipe and a loss as it should be is what later ones are compared with."""
     result = judge(run_dir, config)
-    if not any(finding.about == "loss" for finding in result.findings):
+    if load_fork(run_dir) is None and not any(finding.about == "loss" for finding in result.findings):
         remember(run_dir, config)
     for line in result.lines():
         report_line(line)
@@ -188,7 +193,7 @@ def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None
         return
     written, wanted = checkpoint.load_state(found).inputs, run_inputs(config)
     if written != wanted:
-        todo = "undo this to go on with it, or leave out --resume to begin another run beside it"
+        todo = "undo this to go on with it, leave out --resume to begin another run, or begin that at it with --from"
         if found.parents[1] == run_dir:
             todo = "begin again with --fresh, which removes it"
         expected = "the config and records that this checkpoint was trained with"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from datasets.stage import write_json
 
 from .config import Config
+from .failure import fallen_back
 from .history import Past, past_runs, recipe_history
 from .metrics import METRICS, RANKS, read_lines, readings
 from .rules import LOST_SECONDS, Band, Finding, RankCourse, Rows, course, look, rank_course
@@ -62,7 +63,7 @@ class Watch:
         if not due:
             return []
         self.looked = due[-1]
-        whole, ranks = course(self.config, self.lines), rank_courses(self.run_dir)
+        whole, ranks = course(fallen_back(self.config, self.run_dir), self.lines), rank_courses(self.run_dir)
         found = [finding for count in due for finding in look(whole.upto(count), ranks, self.past)[0]]
         new = {finding.name: finding for finding in reversed(found) if finding.name not in self.seen}
         self.seen |= set(new)
@@ -77,7 +78,7 @@ def verdict(run_dir: Path, config: Config, *, lost_seconds: float = LOST_SECONDS
         lost_seconds: findings about time are let go below this.
     """
     lines = readings(read_lines(run_dir / METRICS))
-    past, ranks, whole = past_runs(config, run_dir), rank_courses(run_dir), course(config, lines)
+    past, ranks, whole = past_runs(config, run_dir), rank_courses(run_dir), course(fallen_back(config, run_dir), lines)
     found: dict[str, Finding] = {}
     band = None
     for count in looks(len(lines)):

@@ -14,10 +14,8 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, TruncatedNormal, Uniform, XavierUniform, initializer
 
 from .config import ComputeConfig, ModelConfig
-from .device import compute_dtype
+from .device import DEFAULT_COMPUTE, compute_dtype
 from .pos_embed import sincos_2d
-
-DEFAULT_COMPUTE = ComputeConfig()
 
 
 class Linear(nn.Cell):

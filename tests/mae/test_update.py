@@ -6,6 +6,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from mae import objective
+from mae.config import ComputeConfig
 from mae.device import float_status, setup
 from mae.objective import Accumulate, Report, Update
 from mae.optim import AdamW, LossScale
@@ -250,3 +251,28 @@ def test_a_910a_has_such_flags_and_a_cpu_tells_by_inf(monkeypatch):
     assert float_status() is None
     monkeypatch.setattr(ms, "get_context", lambda key: {"device_target": "Ascend"}[key])
     assert [operator.name for operator in float_status()] == ["NPUClearFloatStatusV2", "NPUGetFloatStatusV2"]
+
+
+@pytest.mark.parametrize(
+    ("compute", "mode"),
+    [
+        ({}, "allow_fp32_to_fp16"),
+        ({"dtype": "float16"}, "allow_fp32_to_fp16"),
+        ({"decoder_float32": True}, "must_keep_origin_dtype"),
+        ({"dtype": "float32"}, "must_keep_origin_dtype"),
+    ],
+)
+def test_an_npu_multiplies_float32_where_the_config_says_so(monkeypatch, compute, mode):
+    """As MindSpore is told, of which its CPU build knows the keys and values."""
+    told = {}
+    monkeypatch.setattr(ms, "set_context", told.update)
+    monkeypatch.setenv("DEVICE_ID", "5")
+    assert setup("Ascend", ranks=1, compute=ComputeConfig(**compute)) == 0
+    assert told == {
+        "mode": ms.GRAPH_MODE,
+        "device_target": "Ascend",
+        "device_id": 5,
+        "ascend_config": {"precision_mode": mode},
+    }
+    monkeypatch.undo()
+    ms.set_context(ascend_config=told["ascend_config"])
