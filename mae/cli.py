@@ -277,12 +277,13 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
 ) -> None:
     """Steps, hours, memory, disk, checkpoints, failures, each with its sum; on a CPU some steps are really run."""
-    from mae.cluster import load_cluster
+    from mae.cluster import count_servers
     from mae.config import load_config
     from mae.plan import plan as estimate
 
-    servers = len(load_cluster(cluster).servers) if cluster is not None else 1
-    found = estimate(load_config(config, overrides or []), servers=servers, images=images, rate=rate)
+    job = load_config(config, overrides or [])
+    servers = count_servers(cluster, job.device.ranks) if cluster is not None else 1
+    found = estimate(job, servers=servers, images=images, rate=rate)
     print(found.model_dump_json(indent=2) if as_json else found.table())
 
 

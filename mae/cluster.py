@@ -88,6 +88,21 @@ def cluster_table(cluster: Cluster, out: PathLike) -> RankTableFile:
     return write_table(merge_tables([_own_table(server) for server in cluster.servers]), out)
 
 
+def count_servers(path: PathLike, devices: int) -> int:
+    """How many servers an inventory has.
+
+    Raises:
+        InputError: the inventory is at fault, or not each of them has so many devices.
+    """
+    servers = load_cluster(path).servers
+    counts = {s.server_id: len(s.device_ips) if s.device_ips else _own_table(s)[1].ranks for s in servers}
+    other = [f"{count} on {name}" for name, count in counts.items() if count != devices]
+    if other:
+        expected, todo = f"{devices} NPUs on each server, as device.ranks says", "set device.ranks, or correct it"
+        raise InputError(path, expected=expected, found=", ".join(other), todo=todo)
+    return len(servers)
+
+
 def _own_table(server: ClusterServer) -> tuple[str, RankTable]:
     if server.device_ips is not None:
         made = make_server(server.server_id, dict(enumerate(server.device_ips)))

@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from datasets.batches import steps_per_epoch
 from datasets.records import load_index
+from datasets.stage import InputError
 
 from .config import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
 from .flops import PEAK_910A, TRAINING, training_flops
 from .masking import kept_patches
-from .plan_rate import measure
+from .plan_rate import CoreRates, core_rates, measure
 
 IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
 IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
@@ -26,7 +27,6 @@ SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped samp
 # pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
 UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linprobe": 0.1165}  # a probe is assumed to be as good
 ASCEND_MEMORY = 32e9  # bytes of a 910A
-CORE_IMAGES = 400.0  # decoded and cropped a second by one core from 500 x 375 JPEGs (tests/benchmarks/bench_input.py)
 DISK_RATE = 0.8e9  # bytes/s written, a local disk (tests/benchmarks/bench_shard.py)
 FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days on 16,384 GPUs (arXiv 2407.21783, 3.3.4)
 RESTART_SECONDS = 180.0  # to see a failure, start the ranks and compile the graph again
@@ -56,8 +56,9 @@ class Plan(BaseModel):
         return {(f.stage, f.name): f.value for f in self.figures}[stage, name]
 
     def table(self) -> str:
-        """The figures as aligned text, a line each."""
-        return "\n".join(f"{f.stage:9} {f.name:20} {f.value:14,.2f} {f.unit:24} = {f.how}" for f in self.figures)
+        """The figures as aligned text, a line each, and what there is none for."""
+        lines = [f"{f.stage:9} {f.name:20} {f.value:14,.2f} {f.unit:24} = {f.how}" for f in self.figures]
+        return "\n".join([*lines, "not estimated: evaluations (linear, kNN, eval_epochs), predictions and the report"])
 
 
 class Data(NamedTuple):
@@ -71,7 +72,7 @@ class Data(NamedTuple):
 
 
 def plan(config: Config, *, servers: int = 1, images: Optional[int] = None, rate: Optional[float] = None) -> Plan:
-    """Estimate every stage of a job that its config has a section for.
+    """Estimate the data's stages, and every training that the config has a section for.
 
     Args:
         config: the job.
@@ -83,15 +84,11 @@ def plan(config: Config, *, servers: int = 1, images: Optional[int] = None, rate
         InputError: the config does not fit the data.
     """
     data, devices = _data(config, images), servers * config.device.ranks
-    figures = _preparation(data)
-    for task, recipe in (
-        ("pretrain", config.pretrain),
-        ("finetune", config.finetune),
-        ("linprobe", config.linprobe),
-    ):
-        if recipe is not None:
-            given = rate if task == config.task else None
-            figures += _training(task, recipe, config, data, devices, given)
+    rates = core_rates(config.model.image_shape, config.recipe.crop_scale)
+    figures = _preparation(data, rates)
+    for task, recipe in config.recipes():
+        given = rate if task == config.task else None
+        figures += _training(task, recipe, config, data, devices, given, rates)
     return Plan(figures=figures)
 
 
@@ -144,11 +141,11 @@ class _Sheet:
         return value
 
 
-def _preparation(data: Data) -> list[Figure]:
+def _preparation(data: Data, rates: CoreRates) -> list[Figure]:
     sheet, cores, count = _Sheet("data"), len(os.sched_getaffinity(0)), data.train + data.val
     sheet.add("images", count, "", data.source)
-    how = f"{count:,} images / ({CORE_IMAGES:,.0f} images/s and core * {cores} cores here)"
-    sheet.add("validate", count / (CORE_IMAGES * cores) / 3600, "h", how)
+    how = f"{count:,} images / ({rates.validated:,.0f} images/s and core, measured here, * {cores} cores)"
+    sheet.add("validate", count / (rates.validated * cores) / 3600, "h", how)
     how = f"{data.bytes / 1e9:,.1f} GB / {DISK_RATE / 1e9:.1f} GB/s written"
     sheet.add("shard", data.bytes / DISK_RATE / 3600, "h", how)
     sheet.add("records", data.bytes / 1e9, "GB", "the images as they are, and the padding of pages")
@@ -156,7 +153,7 @@ def _preparation(data: Data) -> list[Figure]:
 
 
 def _training(
-    task: str, recipe: Recipe, config: Config, data: Data, devices: int, rate: Optional[float]
+    task: str, recipe: Recipe, config: Config, data: Data, devices: int, rate: Optional[float], rates: CoreRates
 ) -> list[Figure]:
     sheet, model = _Sheet(task), config.model
     updates = steps_per_epoch(data.train, batch_size=recipe.batch_size * recipe.accum_iter, ranks=devices)
@@ -170,8 +167,8 @@ def _training(
     speed = _speed(sheet, task, config, flops, rate, data.classes)
     how = f"{steps:,.0f} updates * {effective:,} images / ({speed:,.0f} images/s * {devices} devices)"
     hours = sheet.add("time", steps * effective / (speed * devices) / 3600, "h", how)
-    how = f"{speed:,.0f} images/s / {CORE_IMAGES:,.0f} images/s and core"
-    sheet.add("input cores", speed / CORE_IMAGES, "per device", how)
+    how = f"{speed:,.0f} images/s / {rates.trained:,.0f} images/s and core, measured here"
+    sheet.add("input cores", speed / rates.trained, "per device", how)
     parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
     trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinprobeConfig) else parameters
     _memory(sheet, recipe, config, parameters, trained)
@@ -184,11 +181,16 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
     if rate is not None:
         return sheet.add("rate", rate, "images/s and device", "given")
     if config.device.target == "Ascend":
+        if config.compute.dtype == "float32" or config.compute.decoder_float32:
+            expected, todo = "float16 products, for which a 910A's rate is published", "give --rate, measured there"
+            raise InputError("compute", expected=expected, found="float32 products", todo=todo)
         share = UTILISATION[task]
         how = (
             f"{share:.1%} of {PEAK_910A / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A, "
             f"/ {flops / 1e9:.1f} GFLOP"
         )
+        if config.compute.recompute and task != "linprobe":
+            share, how = share * 3 / 4, f"{how} * 3 / 4, as each block is computed twice"
         return sheet.add("rate", share * PEAK_910A / flops, "images/s and device", how)
     found = measure(config.model_copy(update={"task": task}), classes)
     how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (mean of {found.steps} steps)"

@@ -1,7 +1,9 @@
-"""How fast a job's compiled step runs on this machine, and how much memory its process takes: for `mae plan`."""
+"""How fast a job's compiled step and its images run on this machine, and what memory it takes: for `mae plan`."""
 
 from __future__ import annotations
 
+import functools
+import io
 import itertools
 import json
 import resource
@@ -9,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 WARM_UP = 6  # MindSpore's CPU kernels try numbers of threads in their first five steps
 SECONDS = 20.0  # of measuring, at least MINIMUM steps
 MINIMUM, MAXIMUM = 5, 200
+CORE_IMAGES = 256  # from which a core's rates are taken
+PIPELINE = 0.75  # share of an image's time that this takes in a stage, beside reading (tests/benchmarks/bench_input.py)
 
 
 class Rate(NamedTuple):
@@ -51,6 +55,40 @@ def measure(config: Config, classes: int) -> Rate:
         command = ["-m", "mae.plan_rate", name, str(classes)]
         run_ranks(command, ranks=ranks, log_dir=folder / "logs", run_dir=folder, python=config.device.python)
         return Rate(**json.loads((folder / "rate.json").read_text()))
+
+
+class CoreRates(NamedTuple):
+    """Images a second that one core of this machine gets through."""
+
+    validated: float
+    trained: float  # read, decoded, cropped, flipped
+
+
+@functools.cache
+def core_rates(image_shape: tuple[int, int], crop_scale: float) -> CoreRates:
+    """Of JPEGs of ImageNet's mean size (500 x 375, 108 kB), in seconds of the processor."""
+    import numpy as np
+    from PIL import Image
+
+    from datasets.augment import Augmentation, augmented, draws
+    from datasets.image import inspect
+
+    noise = np.random.default_rng(0).integers(0, 256, (94, 125, 3), np.uint8)
+    stored, out = io.BytesIO(), np.empty((*image_shape, 3), np.uint8)
+    Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC).save(stored, "JPEG", quality=93)
+    content, drawn = np.frombuffer(stored.getvalue(), np.uint8), draws(0, CORE_IMAGES, seed=0, epoch=0)
+    how = Augmentation(crop_scale)
+    validated = _rate(lambda _: inspect(stored.getvalue()))
+    trained = _rate(lambda n: augmented(content, drawn[n], how, out, where="plan"))
+    return CoreRates(validated, trained)
+
+
+def _rate(function: Callable[[int], object]) -> float:
+    function(0)  # compiles
+    began = time.process_time()
+    for number in range(CORE_IMAGES):
+        function(number)
+    return PIPELINE * CORE_IMAGES / (time.process_time() - began)
 
 
 def _run(folder: Path, classes: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from datasets.stage import InputError
-from mae.cluster import cluster_table, load_cluster
+from mae.cluster import cluster_table, count_servers, load_cluster
 from mae.rank_table import check, make_server, merge_tables, write_table
 from mae.rank_table_check import RankTable
 
@@ -44,6 +44,9 @@ def test_servers_with_addresses_and_with_tables_mix(tmp_path: Path) -> None:
     assert [server["server_id"] for server in servers] == ["10.0.0.10", "10.0.0.9"]
     assert servers[0]["device"][0] == {"device_id": "0", "device_ip": "10.10.0.0", "rank_id": "0"}
     assert servers[1]["device"][0] == {"device_id": "0", "device_ip": "10.9.0.0", "rank_id": "8"}
+    assert count_servers(inventory, 8) == 2
+    with pytest.raises(InputError, match=r"expected 4 NPUs on each server, .* found 8 on 10\.0\.0\.9, 8 on"):
+        count_servers(inventory, 4)
 
 
 @pytest.mark.parametrize(

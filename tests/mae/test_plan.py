@@ -1,15 +1,18 @@
 """Plans beside published counts, built models, and steps that are really run."""
 
 import math
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from datasets.stage import InputError
 from mae.config import ModelConfig, load_config, parse_config
 from mae.flops import encoder_flops, mae_flops
 from mae.model import MaskedAutoencoder
 from mae.plan import FAILURE_DEVICE_HOURS, optimal_interval, parameter_count, plan
+from mae.plan_rate import core_rates
 from mae.vit import VisionTransformer
 from tests.mae.weights import SMALL
 
@@ -135,6 +138,29 @@ def test_servers_share_the_work_and_fail_together():
     assert one.value("pretrain", "failures") == pytest.approx(twelve.value("pretrain", "failures"), rel=0.01)
     hours = one.value("pretrain", "time")
     assert one.value("pretrain", "failures") == pytest.approx(hours * 8 / FAILURE_DEVICE_HOURS)
+
+
+def test_input_cores_are_those_of_this_machine():
+    made, rates = plan(parse_config(JOB, source="test"), rate=300), core_rates((224, 224), 0.2)
+    assert made.value("pretrain", "input cores") == 300 / rates.trained
+    assert made.value("data", "validate") == 1331167 / (rates.validated * len(os.sched_getaffinity(0))) / 3600
+    assert 50 < rates.trained < rates.validated
+
+
+def test_computing_blocks_twice_takes_a_third_longer():
+    plain, twice = (
+        plan(parse_config({**JOB, "compute": {"recompute": again}}, source="test")) for again in (False, True)
+    )
+    for task in ("pretrain", "finetune"):
+        assert twice.value(task, "time") == pytest.approx(plain.value(task, "time") * 4 / 3)
+        assert twice.value(task, "memory") < plain.value(task, "memory")
+
+
+@pytest.mark.parametrize("compute", [{"dtype": "float32"}, {"decoder_float32": True}])
+def test_nobody_has_published_a_910a_in_float32(compute):
+    with pytest.raises(InputError, match="give --rate"):
+        plan(parse_config({**JOB, "finetune": None, "compute": compute}, source="test"))
+    assert plan(parse_config({**JOB, "finetune": None, "compute": compute}, source="test"), rate=9).figures
 
 
 def test_the_best_interval_loses_least():
