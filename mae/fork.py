@@ -33,19 +33,23 @@ class Fork(BaseModel):
     changed: str  # each key of the config with both values
 
 
-def fork(source: Path, run_dir: Path, config: Config) -> None:
+def fork(source: Path, run_dir: Path, config: Config, *, fresh: bool = False) -> None:
     """Give a run that has not begun the checkpoint of another; one that has begun so goes on.
 
     Args:
         source: checkpoint directory, or a run, whose newest it is.
         run_dir: of the new run.
+        fresh: remove what is there of it, once nothing speaks against the checkpoint.
 
     Raises:
-        InputError: the checkpoint is damaged, or of another task, model, seed, global batch or other records; or the
-            run has begun otherwise.
+        InputError: the checkpoint is damaged, of this run itself, or of another task, model, seed, global batch or
+            other records; or the run has begun otherwise.
     """
     source = checkpoint.model_file(source).resolve().parent
-    if checkpoint.newest(run_dir / "checkpoints") is not None:
+    if run_dir.resolve() in source.parents:
+        todo = "change the config, or remove the checkpoints behind it to go on from it"
+        raise InputError(source, expected="a checkpoint of another run", found="one of this run", todo=todo)
+    if not fresh and checkpoint.newest(run_dir / "checkpoints") is not None:
         begun = load_fork(run_dir)
         if begun is not None and begun.checkpoint == str(source):
             return
@@ -60,6 +64,8 @@ def fork(source: Path, run_dir: Path, config: Config) -> None:
     if unfit:
         expected = f"a checkpoint that differs in {config.task} and compute only"
         raise InputError(source, expected=expected, found=unfit, todo="undo this, or begin anew without --from")
+    if fresh:
+        shutil.rmtree(run_dir, ignore_errors=True)
     of_run = source.parents[1]
     lines = [line for line in read_lines(of_run / METRICS) if line["step"] <= state.step]
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -89,10 +89,10 @@ def train(
     run_dir = run_directory(config, workspace=workspace)
     recipe = config.recipe
     check_free(run_dir)
-    if resume is False:
-        shutil.rmtree(run_dir, ignore_errors=True)
     if start is not None:
-        fork(start, run_dir, config)
+        fork(start, run_dir, config, fresh=resume is False)
+    elif resume is False:
+        shutil.rmtree(run_dir, ignore_errors=True)
     _check_resumed(run_dir, config, among_others=resume is True)
     done = _finished(run_dir, recipe.epochs)
     if done is not None and _measured(run_dir, config, done.steps):

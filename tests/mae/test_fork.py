@@ -46,8 +46,12 @@ def test_what_has_begun_so_goes_on_and_what_has_begun_otherwise_is_left_alone(ti
     assert checkpoint.newest(run_dir / "checkpoints") == later
     with pytest.raises(InputError, match="expected a run that has not begun, found checkpoints of it"):
         fork(trained.run_dir / "checkpoints" / "24", run_dir, changed)
-    with pytest.raises(InputError, match="expected a run that has not begun"):
-        fork(trained.run_dir, trained.run_dir, tiny)
+    with pytest.raises(InputError, match="expected a checkpoint of another run, found one of this run"):
+        fork(trained.run_dir, trained.run_dir, tiny, fresh=True)
+    assert trained.checkpoint.exists()
+    fork(trained.run_dir / "checkpoints" / "24", run_dir, changed, fresh=True)
+    assert checkpoint.newest(run_dir / "checkpoints") == run_dir / "checkpoints" / "24"
+    assert [line["step"] for line in metrics(run_dir)] == [10, 12, 20, 24]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,7 @@ def test_what_is_refused(tiny, trained, tmp_path, sections, message):
             file.write(b" ")
     changes = {name: values for name, values in sections.items() if name not in ("damaged", "seed")}
     changed = with_(tiny, **changes).model_copy(update={"seed": sections.get("seed", 3)})
+    (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match=message):
-        fork(source, tmp_path / "run", changed)
-    assert not (tmp_path / "run").exists()
+        fork(source, tmp_path / "run", changed, fresh=True)
+    assert (tmp_path / "run").exists(), "what was there stays"
