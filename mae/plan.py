@@ -156,8 +156,9 @@ def _training(
     task: str, recipe: Recipe, config: Config, data: Data, devices: int, rate: Optional[float], rates: CoreRates
 ) -> list[Figure]:
     sheet, model = _Sheet(task), config.model
-    updates = steps_per_epoch(data.train, batch_size=recipe.batch_size * recipe.accum_iter, ranks=devices)
-    effective = recipe.batch_size * recipe.accum_iter * devices
+    batch, key = recipe.batch_size * recipe.accum_iter, f"{task}.batch_size"
+    updates = steps_per_epoch(data.train, batch_size=batch, ranks=devices, key=key)
+    effective = batch * devices
     how = f"{recipe.batch_size} images * {recipe.accum_iter} accumulated * {devices} devices"
     sheet.add("effective batch", effective, "images", how)
     how = f"{recipe.epochs} epochs * ({data.train:,} images // {effective:,})"
