@@ -95,7 +95,7 @@ def count_servers(path: PathLike, devices: int) -> int:
         InputError: the inventory is at fault, or not each of them has so many devices.
     """
     servers = load_cluster(path).servers
-    counts = {s.server_id: len(s.device_ips) if s.device_ips else _own_table(s)[1].ranks for s in servers}
+    counts = {server.server_id: _own_table(server)[1].ranks for server in servers}
     other = [f"{count} on {name}" for name, count in counts.items() if count != devices]
     if other:
         expected, todo = f"{devices} NPUs on each server, as device.ranks says", "set device.ranks, or correct it"

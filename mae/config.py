@@ -140,6 +140,11 @@ class ComputeConfig(_Section):
         False, description="compute blocks again for their gradients: less memory, a third more time"
     )
 
+    @property
+    def float32_products(self) -> bool:
+        """Whether matrix products are asked for in float32, some at least."""
+        return self.dtype == "float32" or self.decoder_float32
+
 
 class _Training(_Section):
     epochs: int = Field(gt=0)

@@ -64,7 +64,7 @@ def precision_mode(compute: ComputeConfig) -> str:
     keeps vector operators in float32 unless there is no such kernel. A config with float32 products gets them: there
     `must_keep_origin_dtype` (MindSpore's device_context.ascend.op_precision.precision_mode).
     """
-    return "must_keep_origin_dtype" if compute.dtype == "float32" or compute.decoder_float32 else "allow_fp32_to_fp16"
+    return "must_keep_origin_dtype" if compute.float32_products else "allow_fp32_to_fp16"
 
 
 def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:

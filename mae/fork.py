@@ -5,20 +5,19 @@ fork.json of the new run says where it comes from; its metrics.jsonl begins with
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Optional
 
 from pydantic import BaseModel, ConfigDict
 
-from datasets.stage import InputError, atomic_directory, atomic_write, write_json
+from datasets.stage import InputError, atomic_directory, write_json
 
 from . import checkpoint
 from .config import Config
 from .failure import FALLBACK
 from .identity import differences, run_inputs
-from .metrics import METRICS, read_lines
+from .metrics import METRICS, cut
 
 FORK = "fork.json"
 
@@ -67,11 +66,11 @@ def fork(source: Path, run_dir: Path, config: Config, *, fresh: bool = False) ->
     if fresh:
         shutil.rmtree(run_dir, ignore_errors=True)
     of_run = source.parents[1]
-    lines = [line for line in read_lines(of_run / METRICS) if line["step"] <= state.step]
     run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write(run_dir / METRICS, "".join(json.dumps(line) + "\n" for line in lines))
-    if (of_run / FALLBACK).exists():
-        shutil.copyfile(of_run / FALLBACK, run_dir / FALLBACK)
+    for name in (METRICS, FALLBACK):
+        if (of_run / name).exists():
+            shutil.copyfile(of_run / name, run_dir / name)
+    cut(run_dir / METRICS, state.step)
     begun = Fork(checkpoint=str(source), step=state.step, changed=differences(state.inputs, wanted))
     write_json(run_dir / FORK, begun.model_dump())
     with atomic_directory(run_dir / "checkpoints" / str(state.step)) as partial:  # last: with it the run has begun

@@ -70,7 +70,7 @@ class Metrics:
         self.rank_path = run_dir / RANKS / f"rank_{rank}.jsonl" if config.device.ranks > 1 else None
         for path in filter(None, (self.path, self.rank_path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _cut(path, step)
+            cut(path, step)
         self.flops, self.peak = training_flops(config.model, config.recipe), peak_flops(config)
         self.started = self.last_time = time.monotonic()
         self.last_step: int | None = None
@@ -212,7 +212,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
-def _cut(path: Path, step: int) -> None:
+def cut(path: Path, step: int) -> None:
     """Drop the lines behind `step`, and what a kill has left of one."""
     if path.exists():
         kept = [line for line in read_lines(path) if line["step"] <= step]

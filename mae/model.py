@@ -7,9 +7,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from .config import ComputeConfig, ModelConfig
-from .device import compute_dtype
+from .device import DEFAULT_COMPUTE, compute_dtype
 from .pos_embed import sincos_2d
-from .vit import DEFAULT_COMPUTE, Encoder, LayerNorm, Linear, blocks, patchify
+from .vit import Encoder, LayerNorm, Linear, blocks, patchify
 
 
 class Unshuffle(nn.Cell):

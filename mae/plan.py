@@ -182,7 +182,7 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
     if rate is not None:
         return sheet.add("rate", rate, "images/s and device", "given")
     if config.device.target == "Ascend":
-        if config.compute.dtype == "float32" or config.compute.decoder_float32:
+        if config.compute.float32_products:
             expected, todo = "float16 products, for which a 910A's rate is published", "give --rate, measured there"
             raise InputError("compute", expected=expected, found="float32 products", todo=todo)
         share = UTILISATION[task]

@@ -13,9 +13,10 @@ from datasets.stage import InputError
 
 from .config import ComputeConfig, ModelConfig
 from .convert import Loaded, read
+from .device import DEFAULT_COMPUTE
 from .layouts import differences, shapes
 from .model import MaskedAutoencoder
-from .vit import DEFAULT_COMPUTE, VisionTransformer
+from .vit import VisionTransformer
 
 ENCODER_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 FRESH = ("fc_norm.", "head.")  # of a classifier on a pre-trained encoder
