@@ -29,7 +29,7 @@ parity: .venv/.installed-parity
 test-pillow-images: .venv/.installed-test
 	$(bin)/pip download --quiet --no-binary pillow --no-deps pillow -c constraints.txt -d .venv/pillow
 	tar -xzf .venv/pillow/pillow-*.tar.gz -C .venv/pillow --strip-components=1
-	PILLOW_IMAGES=.venv/pillow/Tests/images $(bin)/pytest tests/datasets/test_pillow_images.py
+	PILLOW_IMAGES=.venv/pillow/Tests/images $(bin)/pytest tests/datasets/validation/test_pillow_images.py
 
 peers: .venv/.installed-parity
 	$(bin)/pip install --quiet --only-binary :all: -e '.[bench]' -c constraints.txt

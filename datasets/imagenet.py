@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Optional
 
-from datasets.archive import opened
-from datasets.stage import InputError, PathLike
+from datasets.base.files import InputError, PathLike
+from datasets.unpacking.archive import opened
 
 CLASSES = 1000
 TRAIN_IMAGES = 1_281_167

@@ -18,8 +18,16 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from datasets.base.files import (
+    InputError,
+    PathLike,
+    StageResult,
+    atomic_directory,
+    file_digest,
+    refuse_foreign,
+    write_json,
+)
 from datasets.layout import MARKERS
-from datasets.stage import InputError, PathLike, StageResult, atomic_directory, file_digest, refuse_foreign, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.stage import InputError
+from datasets.base.files import InputError
 from flows.job import prepare
 from flows.processes import healthy, own_environment, start
-from mae.launch import RanksFailed
+from mae.launch.ranks import RanksFailed
 
 LINE = "%(asctime)s  %(message)s"
 SETTINGS = {

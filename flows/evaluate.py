@@ -9,12 +9,12 @@ from prefect import flow
 
 import tasks.evaluate
 import tasks.history
-from datasets.stage import InputError
+from datasets.base.files import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
-from mae import checkpoint
-from mae.config import Config, load_config
-from mae.launch import RanksFailed
+from mae.config.sections import Config, load_config
+from mae.launch.ranks import RanksFailed
+from mae.runs import checkpoint
 
 logger = logging.getLogger(__name__)
 

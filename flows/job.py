@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from datasets.stage import InputError
-from mae.config import Config, load_config
-from mae.device import check_target
+from datasets.base.files import InputError
+from mae.config.sections import Config, load_config
+from mae.device.context import check_target
 
 # What each stage needs before it. A data root of one's own takes the place of sample-data.
 NEEDS: dict[str, tuple[str, ...]] = {

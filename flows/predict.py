@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import flow
 
 import tasks.predict
-from mae.config import Target
-from mae.predict import Predictions
+from mae.config.sections import Target
+from mae.prediction.predict import Predictions
 
 
 @flow(name="mae-predict")

@@ -30,13 +30,13 @@ import tasks.sample_data
 import tasks.shard
 import tasks.train
 import tasks.validate
-from datasets.stage import StageResult
+from datasets.base.files import StageResult
 from flows import stages as run
 from flows.job import REAL_JOB, prepare
 from flows.runners import spread
 from flows.stages import finished, workspace_path
-from mae.config import Config
-from mae.launch import reap
+from mae.config.sections import Config
+from mae.launch.ranks import reap
 from mae.train import check_data, run_directory
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.stage import InputError
-from mae.process_tree import started, with_variable
+from datasets.base.files import InputError
+from mae.launch.process_tree import started, with_variable
 
 STARTUP_SECONDS = 120  # a first start writes the database's schema: about 8 s on two quiet cores
 GRACE_SECONDS = 20

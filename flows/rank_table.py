@@ -10,8 +10,8 @@ import tasks.rank_table
 from flows import stages as run
 from flows.job import REAL_JOB
 from flows.stages import finished, workspace_path
-from mae.config import load_config
-from mae.rank_table import RankTableFile
+from mae.cluster.rank_table import RankTableFile
+from mae.config.sections import load_config
 
 
 @flow(name="mae-rank-table")

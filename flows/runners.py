@@ -10,8 +10,8 @@ from prefect import Flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from datasets.stage import InputError
-from mae.config import DataConfig
+from datasets.base.files import InputError
+from mae.config.sections import DataConfig
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -25,16 +25,16 @@ import tasks.shard
 import tasks.train
 import tasks.unpack
 import tasks.validate
-from datasets.records import Records
+from datasets.base.files import InputError, StageResult
+from datasets.records.index import Records
+from datasets.records.shard import sole_writer
 from datasets.sample import SampleData
-from datasets.shard import sole_writer
-from datasets.stage import InputError, StageResult
-from datasets.unpack import Unpacked
-from datasets.validate import Validation
+from datasets.unpacking.unpack import Unpacked
+from datasets.validation.validate import Validation
 from flows.runners import results
-from mae.config import Config, DataConfig, DeviceConfig
-from mae.rank_table import RankTableFile
-from mae.report import Report
+from mae.cluster.rank_table import RankTableFile
+from mae.config.sections import Config, DataConfig, DeviceConfig
+from mae.report.page import Report
 from mae.train import Training
 from tasks.evaluate import Evaluations
 from tasks.stage import seconds_of_work, show_library_logs

@@ -10,18 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .auto import AutoConfig, AutoModel
-    from .image_pipeline import pipeline
-    from .images import load_image
-    from .trainer import Trainer
+    from mae.api.auto import AutoConfig, AutoModel
+    from mae.api.image_pipeline import pipeline
+    from mae.api.trainer import Trainer
+    from mae.prediction.images import load_image
 
 # No module may bear the name of what it gives: importing it would put the module in the other's place.
 _MODULES = {
-    "AutoConfig": "auto",
-    "AutoModel": "auto",
-    "Trainer": "trainer",
-    "load_image": "images",
-    "pipeline": "image_pipeline",
+    "AutoConfig": "api.auto",
+    "AutoModel": "api.auto",
+    "Trainer": "api.trainer",
+    "load_image": "prediction.images",
+    "pipeline": "api.image_pipeline",
 }
 __all__ = ["AutoConfig", "AutoModel", "Trainer", "load_image", "pipeline"]
 

@@ -9,9 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from datasets.stage import InputError, StageResult
-
-from .config import Target
+from datasets.base.files import InputError, StageResult
+from mae.config.sections import Target
 
 # MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.
 
@@ -46,7 +45,7 @@ def unpack(
     workers: Annotated[Optional[int], typer.Option(min=1, help="processes; default: one per core")] = None,
 ) -> None:
     """Unpack the tars of ImageNet-1k, or any tars of class folders."""
-    from datasets.unpack import unpack as run
+    from datasets.unpacking.unpack import unpack as run
 
     _show(run(tars, out, check_md5=not skip_md5, workers=workers))
 
@@ -67,11 +66,10 @@ def validate(
     min_side: Annotated[int, typer.Option(help="name images with a shorter side, in pixels")] = 16,
 ) -> None:
     """Decode every file below ROOT and say what is wrong with which."""
-    from datasets.plan import Options
-    from datasets.policy import parse_policy
-    from datasets.validate import validate as run
-
-    from .fault_table import print_faults
+    from datasets.manifest.faults import parse_policy
+    from datasets.validation.plan import Options
+    from datasets.validation.validate import validate as run
+    from mae.report.fault_table import print_faults
 
     options = Options(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
     result = run(root, out, options=options, full=full)
@@ -89,7 +87,7 @@ def shard(
     full: Annotated[bool, typer.Option("--full", help="read finished shards, where size and mtime would do")] = False,
 ) -> None:
     """Write the usable images as MindRecord shards; those that are there and whole are kept."""
-    from datasets.shard import shard as run
+    from datasets.records.shard import shard as run
 
     _show(run(directory, out, shard_mb=shard_mb, short_side=short_side, seed=seed, full=full))
 
@@ -99,7 +97,7 @@ def check(
     records: Path, root: Annotated[Optional[Path], typer.Option(help="compare every record with its source")] = None
 ) -> None:
     """Verify every shard against index.json."""
-    from datasets.record_check import check as run
+    from datasets.records.check import check as run
 
     _show(run(records, root=root))
 
@@ -111,7 +109,7 @@ def inspect(
     save: Annotated[Optional[Path], typer.Option(help="with --row: receives the image as it is stored")] = None,
 ) -> None:
     """Show what is in a shard, or in one record of it."""
-    from datasets.record_inspect import inspect_record, inspect_shard
+    from datasets.records.inspect import inspect_record, inspect_shard
 
     if row is None and save is not None:
         raise typer.BadParameter("--save needs --row")
@@ -127,7 +125,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="directory of the table")] = Path("."),
 ) -> None:
     """Write this server's rank table."""
-    from mae import rank_table as tables
+    from mae.cluster import rank_table as tables
 
     visible = tables.parse_visible_devices(visible_devices) if visible_devices is not None else None
     devices = tables.parse_device_range(device_num)
@@ -137,7 +135,7 @@ def generate(
 @rank_table.command()
 def merge(files: list[Path], out: Annotated[Path, typer.Option(help="file of the merged table")]) -> None:
     """Merge the tables of several servers."""
-    from mae.rank_table import merge as run
+    from mae.cluster.rank_table import merge as run
 
     _show(run(files, out))
 
@@ -147,7 +145,7 @@ def check_table(
     file: Path, strict: Annotated[bool, typer.Option("--strict", help="warnings are errors")] = False
 ) -> None:
     """Check a table against HCCL's rules."""
-    from mae.rank_table import check as run
+    from mae.cluster.rank_table import check as run
 
     _show(run(file, strict=strict))
 
@@ -175,14 +173,14 @@ def train(
     if (config is None) == (replay is None):
         raise typer.BadParameter("give either CONFIG or --replay")
     if replay is not None:
-        from mae.replay import replay as run_again
+        from mae.training.replay import replay as run_again
 
         _show(run_again(replay))
         return
     assert config is not None
     from rich.console import Console
 
-    from mae.config import load_config
+    from mae.config.sections import load_config
     from mae.train import train as run
 
     job, console = load_config(config, overrides or []), Console(stderr=True)
@@ -200,11 +198,11 @@ def evaluate(
     workspace: Workspace = WORKSPACE,
 ) -> None:
     """Measure a checkpoint by a protocol."""
-    from mae.auto import weights
-    from mae.checkpoint import run_directory
-    from mae.config import load_config
-    from mae.evaluate import evaluate as run
-    from mae.prepare import prepare
+    from mae.api.auto import weights
+    from mae.config.sections import load_config
+    from mae.data import prepare
+    from mae.evaluation.evaluate import evaluate as run
+    from mae.runs.checkpoint import run_directory
 
     model = weights(checkpoint)
     own = run_directory(model)
@@ -226,7 +224,7 @@ def predict(
     target: Annotated[Target, typer.Option()] = "CPU",
 ) -> None:
     """Reconstructions by a MAE, the five likeliest classes by a classifier."""
-    from mae.predict import predict as run
+    from mae.prediction.predict import predict as run
 
     _show(run(checkpoint, images, out, seed=seed, target=target))
 
@@ -238,8 +236,8 @@ def export(
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="default: any in ONNX, 1 in MindIR")] = None,
 ) -> None:
     """A model for other programs: tokens of a pre-trained encoder, logits of a classifier."""
-    from mae.auto import weights
-    from mae.export import export as run
+    from mae.api.auto import weights
+    from mae.export.verified import export as run
 
     _show(run(weights(checkpoint), out, batch_size=batch_size))
 
@@ -258,9 +256,9 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what stands at DESTINATION")] = False,
 ) -> None:
     """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
-    from mae.auto import weights
-    from mae.config import parse_overrides
-    from mae.convert import convert as run
+    from mae.api.auto import weights
+    from mae.config.sections import parse_overrides
+    from mae.weights.convert import convert as run
 
     told = parse_overrides(settings or [])
     options = {"random_decoder": random_decoder, "overwrite": overwrite}
@@ -277,9 +275,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
 ) -> None:
     """Steps, hours, memory, disk, checkpoints, failures, each with its sum; on a CPU some steps are really run."""
-    from mae.cluster import count_servers
-    from mae.config import load_config
-    from mae.plan import plan as estimate
+    from mae.cluster.inventory import count_servers
+    from mae.config.sections import load_config
+    from mae.planning.estimate import plan as estimate
 
     job = load_config(config, overrides or [])
     servers = count_servers(cluster, job.device.ranks) if cluster is not None else 1
@@ -290,7 +288,7 @@ def plan(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
     """Write report/index.html from what the run holds."""
-    from mae.report import report as write
+    from mae.report.page import report as write
 
     _show(write(run))
 
@@ -298,7 +296,7 @@ def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
 def main() -> None:
     """Entry point of `mae`."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from mae.launch import RanksFailed
+    from mae.launch.ranks import RanksFailed
 
     try:
         app()

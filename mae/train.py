@@ -8,30 +8,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.batches import steps_per_epoch
-from datasets.manifest import MANIFEST, fault_counts, read_statuses
-from datasets.record_check import check_files
-from datasets.records import Records, check_labelled, load_index
-from datasets.stage import InputError, StageResult, atomic_write, no_room, room_for, value_digest, write_json
-
-from . import checkpoint
-from .config import Config, PretrainConfig, dump_config
-from .device import check_target
-from .event_file import rewrite
-from .failure import failures, fall_back
-from .follow import Follower
-from .fork import fork, load_fork
-from .history import remember
-from .identity import differences, run_inputs
-from .launch import RanksFailed, check_free, run_ranks
-from .metrics import METRICS, evaluations, read_lines
-from .verdict import FILE as VERDICT
-from .verdict import judge
+from datasets.base.files import InputError, StageResult, atomic_write, no_room, room_for, value_digest, write_json
+from datasets.batches.batches import steps_per_epoch
+from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
+from datasets.records.check import check_files
+from datasets.records.index import Records, check_labelled, load_index
+from mae.config.sections import Config, PretrainConfig, dump_config
+from mae.device.context import check_target
+from mae.health.follow import Follower
+from mae.health.tensorboard import rewrite
+from mae.health.verdict import FILE as VERDICT
+from mae.health.verdict import judge
+from mae.launch.ranks import RanksFailed, check_free, run_ranks
+from mae.runs import checkpoint
+from mae.runs.failure import failures, fall_back
+from mae.runs.fork import fork, load_fork
+from mae.runs.history import remember
+from mae.runs.inputs import differences, run_inputs
+from mae.training.metrics import METRICS, evaluations, read_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from datasets.validate import Validation
+    from datasets.validation.validate import Validation
 
 HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
 LEAST_ROOM = 64 << 10  # bytes; below it a disk is full for who writes a log, a line of metrics or the news of an error
@@ -52,7 +51,7 @@ class Training(StageResult):
 def run_directory(config: Config, *, workspace: Path) -> Path:
     """<workspace>/runs/<name>-<digest>: the same config on the same records is the same run.
 
-    What cannot change the result is no part of the digest: `mae.identity` says what.
+    What cannot change the result is no part of the digest: `mae.runs.inputs` says what.
     """
     _records(config)
     return workspace / "runs" / f"{config.name}-{value_digest(run_inputs(config))}"
@@ -76,7 +75,7 @@ def train(
         rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
         resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
             False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
-        start: begin at this checkpoint of a run whose recipe differs (`mae.fork.fork`).
+        start: begin at this checkpoint of a run whose recipe differs (`mae.runs.fork.fork`).
         report_line: called with a line of progress per epoch, or per minute where epochs are longer.
         console: a terminal that gets one line kept up to date instead.
 
@@ -153,7 +152,7 @@ def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], cons
 def _run_ranks(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
     with Follower(run_dir, config, report_line, console) as poll:
         run_ranks(
-            ["-m", "mae.engine", str(run_dir)],
+            ["-m", "mae.training.engine", str(run_dir)],
             ranks=config.device.ranks,
             log_dir=run_dir / "logs",
             run_dir=run_dir,

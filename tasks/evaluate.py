@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.stage import StageResult
-from mae.config import Config
-from mae.evaluate import Evaluation
-from mae.evaluate import evaluate as evaluate_checkpoint
-from mae.launch import RanksFailed
+from datasets.base.files import StageResult
+from mae.config.sections import Config
+from mae.evaluation.evaluate import Evaluation
+from mae.evaluation.evaluate import evaluate as evaluate_checkpoint
+from mae.launch.ranks import RanksFailed
 from tasks.stage import markdown, stage_task, table
 
 

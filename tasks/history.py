@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.stage import atomic_write
-from mae.evaluate import Evaluation
+from datasets.base.files import atomic_write
+from mae.evaluation.evaluate import Evaluation
 from tasks.stage import stage_task
 
 SCHEMA = pa.schema(

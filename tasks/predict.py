@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from datasets.manifest import MANIFEST
-from datasets.stage import PathLike
-from datasets.validate import Validation
-from mae.config import Target
-from mae.predict import Predictions
-from mae.predict import predict as predict_images
+from datasets.base.files import PathLike
+from datasets.manifest.rows import MANIFEST
+from datasets.validation.validate import Validation
+from mae.config.sections import Target
+from mae.prediction.predict import Predictions
+from mae.prediction.predict import predict as predict_images
 from tasks.stage import stage_task
 
 PICTURES = 20  # two of each class of the sample; the report shows at most 24

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.stage import value_digest
-from mae.cluster import cluster_table, load_cluster
-from mae.config import DeviceConfig
-from mae.rank_table import RankTableFile, check, generate, local_table
+from datasets.base.files import value_digest
+from mae.cluster.inventory import cluster_table, load_cluster
+from mae.cluster.rank_table import RankTableFile, check, generate, local_table
+from mae.config.sections import DeviceConfig
 from tasks.stage import markdown, stage_task, table, unchanged
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae.report import Report
-from mae.report import report as write_report
+from mae.report.page import Report
+from mae.report.page import report as write_report
 from tasks.stage import markdown, stage_task, unchanged
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.parallel import apart
-from datasets.records import Records, load_index
-from datasets.shard import Plan, records_directory
-from datasets.shard import conclude as put_in_place
-from datasets.shard import plan as plan_shards
-from datasets.shard_writer import Group, write_group
-from datasets.stage import InputError
-from mae.config import DataConfig
+from datasets.base.files import InputError
+from datasets.base.parallel import apart
+from datasets.records.index import Records, load_index
+from datasets.records.shard import Plan, records_directory
+from datasets.records.shard import conclude as put_in_place
+from datasets.records.shard import plan as plan_shards
+from datasets.records.writer import Group, write_group
+from mae.config.sections import DataConfig
 from tasks.stage import markdown, stage_task, table
 
 SEED = 0  # of the order in the shards; not the job's, so that jobs of several seeds share their records

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
-from datasets.stage import InputError, file_digest
+from datasets.base.files import InputError, file_digest
 
 P = ParamSpec("P")
 R = TypeVar("R")

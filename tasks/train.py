@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae.config import Config
-from mae.launch import RanksFailed
+from mae.config.sections import Config
+from mae.health.verdict import load_verdict
+from mae.launch.ranks import RanksFailed
 from mae.train import Training
 from mae.train import train as train_ranks
-from mae.verdict import load_verdict
 from tasks.stage import markdown, stage_task, table, unchanged
 
 

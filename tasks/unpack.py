@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.stage import value_digest
-from datasets.unpack import MARKER, Unpacked
-from datasets.unpack import unpack as unpack_archives
-from mae.config import DataConfig
+from datasets.base.files import value_digest
+from datasets.unpacking.unpack import MARKER, Unpacked
+from datasets.unpacking.unpack import unpack as unpack_archives
+from mae.config.sections import DataConfig
 from tasks.stage import markdown, stage_task, table
 
 

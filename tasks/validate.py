@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets.parts
-import datasets.validate
-from datasets.parallel import apart
-from datasets.parts import Examined, Unit
-from datasets.plan import Plan
-from datasets.validate import Validation, validation_directory
-from mae.config import DataConfig
-from mae.prepare import validation_options
+import datasets.validation.parts
+import datasets.validation.validate
+from datasets.base.parallel import apart
+from datasets.validation.parts import Examined, Unit
+from datasets.validation.plan import Plan
+from datasets.validation.validate import Validation, validation_directory
+from mae.config.sections import DataConfig
+from mae.data import validation_options
 from tasks.stage import markdown, stage_task, table, unchanged
 
 
@@ -20,19 +20,19 @@ def plan(root: Path, workspace: Path, data: DataConfig) -> Plan:
     """List the images under `root` and share them out in units of work."""
     options = validation_options(data)
     out = validation_directory(workspace, root, name=data.name, options=options)
-    return datasets.validate.plan(root, out, options=options, name=data.name)
+    return datasets.validation.validate.plan(root, out, options=options, name=data.name)
 
 
 @stage_task("check every image", timeout_hours=24)
 def examine(unit: Unit) -> Examined:
     """Examine the files of one unit, in a process of its own."""
-    return apart(datasets.parts.examine, unit)
+    return apart(datasets.validation.parts.examine, unit)
 
 
 @stage_task("judge the whole", timeout_hours=4)
 def conclude(plan: Plan, results: list[Examined]) -> Validation:
     """Join what was examined to a validation in the workspace."""
-    result = datasets.validate.conclude(plan, results)
+    result = datasets.validation.validate.conclude(plan, results)
     markdown("validation", counts(result))
     return result
 

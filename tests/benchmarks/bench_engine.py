@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_engine [--windows 7] [--batch 8]        needs scikit-image (`make peers`)
 
-One process, one compiled update, two loops in turn: `mae.engine`'s own, with records of 110 KB JPEGs read, decoded and
+One process, one compiled update, two loops in turn: the engine's own, with records of 110 KB JPEGs read, decoded and
 cropped, masks drawn, the learning rate set and metrics written; and the bare update on a batch that is there already,
 whose result is awaited once a window. A window is as many steps as lie between two readings of the loss. Prints seconds
 a step as medians with minimum and maximum, and the median ratio of neighbouring windows.
@@ -25,14 +25,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from datasets.batches import Batch
-from mae import engine
-from mae.config import Config
-from mae.device import setup
-from mae.job import Job, Place, build_job
-from mae.metrics import Metrics
-from mae.objective import Report
-from mae.prepare import prepare
+from datasets.batches.batches import Batch
+from mae.config.sections import Config
+from mae.data import prepare
+from mae.device.context import setup
+from mae.training import engine
+from mae.training.metrics import Metrics
+from mae.training.task import Job, Place, build_job
+from mae.training.update import Report
 from tests.benchmarks.photos import photos
 
 HOST_BATCH = 64

@@ -15,9 +15,9 @@ import statistics
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config import load_config
-from mae.evaluate import evaluate
-from mae.prepare import prepare
+from mae.config.sections import load_config
+from mae.data import prepare
+from mae.evaluation.evaluate import evaluate
 from mae.train import train
 
 PROTOCOLS = ("linear", "knn")

@@ -31,8 +31,8 @@ SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 
 def ours(folder: Path) -> Iterator[Any]:
-    """datasets.batches.train_batches."""
-    from datasets.batches import train_batches
+    """datasets.batches.batches.train_batches."""
+    from datasets.batches.batches import train_batches
 
     return train_batches(
         folder / "records",
@@ -49,7 +49,7 @@ def ours_pillow_resize(folder: Path) -> Iterator[Any]:
     """The same with Pillow's own crop and resize."""
     from PIL import Image
 
-    import datasets.augment
+    import datasets.batches.augment
 
     def resized_crop(pixels: np.ndarray, box: tuple[int, int, int, int], out: np.ndarray, *, flip: bool) -> None:
         height, width, _ = pixels.shape
@@ -58,7 +58,7 @@ def ours_pillow_resize(folder: Path) -> Iterator[Any]:
         array = np.asarray(image)[..., :3]
         out[:] = array[:, ::-1] if flip else array
 
-    datasets.augment.resized_crop = resized_crop
+    datasets.batches.augment.resized_crop = resized_crop
     return ours(folder)
 
 
@@ -118,7 +118,7 @@ def mindrecord_only(folder: Path) -> Iterator[Any]:
     """Reading the records in the epoch's order, without decoding."""
     import itertools
 
-    from datasets.batches import _records, epoch_order
+    from datasets.batches.batches import _records, epoch_order
 
     records = _records(folder / "records", "train", epoch_order(IMAGES, seed=0, epoch=0))
     return (list(itertools.islice(records, BATCH)) for _ in range(IMAGES // BATCH))
@@ -213,8 +213,8 @@ def prepare(folder: Path) -> None:
     """Photos and their records."""
     if (folder / "records").exists():
         return
-    from datasets.shard import shard
-    from datasets.validate import validate
+    from datasets.records.shard import shard
+    from datasets.validation.validate import validate
     from tests.benchmarks.photos import photos
 
     for number, file in enumerate(photos(folder / "made", IMAGES + 2, seed=0)):

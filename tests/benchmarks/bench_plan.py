@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config import Config, load_config
-from mae.plan import plan
-from mae.prepare import prepare
+from mae.config.sections import Config, load_config
+from mae.data import prepare
+from mae.planning.estimate import plan
 from mae.train import train
 
 CASES = {  # changes of the demo's job

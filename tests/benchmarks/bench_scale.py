@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datasets.parallel import in_processes
+from datasets.base.parallel import in_processes
 
 CLASSES = 1000
 VAL_PER_CLASS = 5

@@ -19,10 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config import load_config
-from mae.metrics import METRICS, read_lines
-from mae.prepare import prepare
+from mae.config.sections import load_config
+from mae.data import prepare
 from mae.train import train
+from mae.training.metrics import METRICS, read_lines
 
 CASES = {  # changes of the demo's job
     "demo, 64 images a rank": [],

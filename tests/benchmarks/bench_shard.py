@@ -6,7 +6,7 @@ All four write the same photos of ImageNet's ordinary size (`tests.benchmarks.ph
 each file read once from the page cache, and end with an fsync of every file written:
 
     copy         the files of each shard one after the other into one file, nothing else
-    mae          `datasets.shard.shard`: verifies each source's SHA-256, writes MindRecord, SHA-256 of each shard
+    mae          `mae data shard`: verifies each source's SHA-256, writes MindRecord, SHA-256 of each shard
     streaming    MDSWriter of bytes and int, one writer a process, no compression, SHA-1 of each shard as its users do
     webdataset   ShardWriter of .jpg and .cls, one writer a process, no digests
 
@@ -33,10 +33,10 @@ from typing import NamedTuple
 
 from joblib.externals.loky import ProcessPoolExecutor
 
-from datasets.records import load_index, read_sources
-from datasets.shard import shard
-from datasets.stage import fsync
-from datasets.validate import validate
+from datasets.base.files import fsync
+from datasets.records.index import load_index, read_sources
+from datasets.records.shard import shard
+from datasets.validation.validate import validate
 
 
 class Work(NamedTuple):

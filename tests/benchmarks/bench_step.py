@@ -29,11 +29,11 @@ def step_times(plain: bool, ranks: int) -> list[float]:
     import numpy as np
     from mindspore import Tensor, communication
 
-    from datasets.batches import Batch
-    from mae.config import load_config
-    from mae.device import setup
-    from mae.job import Place, build_job
-    from mae.objective import Update
+    from datasets.batches.batches import Batch
+    from mae.config.sections import load_config
+    from mae.device.context import setup
+    from mae.training.task import Place, build_job
+    from mae.training.update import Update
 
     if plain:
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
@@ -59,7 +59,7 @@ def main() -> None:
     """Run the cases in turn and print a line each."""
     from statistics import median
 
-    from mae.launch import run_ranks
+    from mae.launch.ranks import run_ranks
 
     found: dict[str, list[float]] = {name: [] for name in CASES}
     for _ in range(ROUNDS):

@@ -6,7 +6,7 @@ Photos of ordinary ImageNet size (see `photos`), read from the page cache. Each 
 
     pillow     Image.open(file).load() of every photo, in chunks, in warm worker processes
     examine    what `mae data validate` does of it: list, stat, read, digest, walk through the codes, write the part
-    validate   all of `datasets.validate.validate` into a new directory, with plan, copies and manifest
+    validate   all of `datasets.validation.validate.validate` into a new directory, with plan, copies and manifest
 
 Prints images per second and core: median, smallest and largest of the rounds.
 """
@@ -24,9 +24,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from datasets.parallel import in_processes
-from datasets.parts import examine
-from datasets.validate import plan, validate
+from datasets.base.parallel import in_processes
+from datasets.validation.parts import examine
+from datasets.validation.validate import plan, validate
 from tests.benchmarks.photos import photos
 
 CLASSES = 10

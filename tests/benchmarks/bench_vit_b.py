@@ -48,13 +48,13 @@ def run_maeflow(case: str) -> list[float]:
     import mindspore as ms
     from mindspore import Tensor, ops
 
-    from mae.config import ModelConfig
-    from mae.device import setup
+    from mae.config.sections import ModelConfig
+    from mae.device.context import setup
     from mae.masking import ids_from_noise
-    from mae.model import MaskedAutoencoder
-    from mae.objective import Update
-    from mae.optim import AdamW
-    from mae.vit import VisionTransformer
+    from mae.model.mae import MaskedAutoencoder
+    from mae.model.vit import VisionTransformer
+    from mae.training.optim import AdamW
+    from mae.training.update import Update
 
     setup("CPU", ranks=1)
     if case == "matmul":

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import pytest
 
-from datasets import plan
+from datasets.base.files import InputError
 from datasets.layout import outside
-from datasets.parts import list_parts
-from datasets.plan import Options, make_plan
-from datasets.stage import InputError
+from datasets.validation import plan
+from datasets.validation.parts import list_parts
+from datasets.validation.plan import Options, make_plan
 
 
 class Entry(NamedTuple):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from datasets import sample
+from datasets.base.files import InputError
 from datasets.sample import sample_root, unpack_sample
-from datasets.stage import InputError
 
 FEW = {"train_per_class": 3, "val_per_class": 2}
 

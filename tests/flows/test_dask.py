@@ -14,15 +14,15 @@ import pytest
 from prefect import flow
 
 import tasks.shard
-from datasets.record_check import check
-from datasets.records import Records, load_index
+from datasets.base.files import InputError
+from datasets.records.check import check
+from datasets.records.index import Records, load_index
+from datasets.records.shard import shard
 from datasets.sample import unpack_sample
-from datasets.shard import shard
-from datasets.stage import InputError
-from datasets.validate import Validation, validate
+from datasets.validation.validate import Validation, validate
 from flows import runners, stages
 from flows.runners import spread, task_runner
-from mae.config import DataConfig
+from mae.config.sections import DataConfig
 
 distributed = pytest.importorskip("distributed")
 pytest.importorskip("prefect_dask")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets.stage import InputError
+from datasets.base.files import InputError
 from flows import processes
 from flows.processes import Started, own_environment, start
-from mae.process_tree import with_variable
+from mae.launch.process_tree import with_variable
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"

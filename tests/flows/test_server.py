@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from flows.server import server_home
-from mae.process_tree import members
+from mae.launch.process_tree import members
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from datasets.records.shard import shard
 from datasets.sample import unpack_sample
-from datasets.shard import shard
-from datasets.validate import validate
-from mae.config import Config, load_config
+from datasets.validation.validate import validate
+from mae.config.sections import Config, load_config
 
 os.environ.setdefault("GLOG_v", "3")
 

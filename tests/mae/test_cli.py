@@ -108,9 +108,8 @@ def test_help_lists_what_exists_and_nothing_else(tmp_path):
 def test_training_modules_need_no_prefect(tmp_path):
     """An older training interpreter has none."""
     (tmp_path / "prefect.py").write_text("raise ImportError('no Prefect here')")
-    code = (
-        "import mae.cli, mae.engine, mae.train, mae.evaluate, mae.predict, mae.report, datasets.shard, datasets.sample"
-    )
+    modules = "mae.cli mae.training.engine mae.evaluation.evaluate mae.prediction.predict mae.report.page"
+    code = f"import {modules.replace(' ', ', ')}, datasets.records.shard, datasets.sample"
     process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},

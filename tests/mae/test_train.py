@@ -7,10 +7,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from datasets.stage import InputError, file_digest, write_json
-from mae import checkpoint
-from mae.evaluate import evaluate
-from mae.process_tree import started
+from datasets.base.files import InputError, file_digest, write_json
+from mae.evaluation.evaluate import evaluate
+from mae.launch.process_tree import started
+from mae.runs import checkpoint
 from mae.train import run_directory, train
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datasets import imagenet
-from datasets.unpack import unpack
+from datasets.unpacking.unpack import unpack
 from tests.datasets.tars import images, pack, train_tar, train_tree, tree, val_names, written
 
 pytestmark = pytest.mark.privileged

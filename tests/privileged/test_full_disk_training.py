@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
-from mae import checkpoint
+from mae.runs import checkpoint
 from tests.mae.conftest import images, records, tiny, tiny_yaml, trained
-from tests.mae.test_kill import lines
 from tests.mae.test_train import with_
-
-from .test_full_disk import ROOT, disk
+from tests.mae.training.test_kill import lines
+from tests.privileged.test_full_disk import ROOT, disk
 
 __all__ = ["disk", "images", "records", "tiny", "tiny_yaml", "trained"]  # fixtures
 pytestmark = pytest.mark.privileged

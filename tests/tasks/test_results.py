@@ -14,11 +14,11 @@ import tasks.sample_data
 import tasks.shard
 import tasks.unpack
 import tasks.validate
-from datasets.records import Records
+from datasets.records.index import Records
+from datasets.records.shard import shard
 from datasets.sample import unpack_sample
-from datasets.shard import shard
-from datasets.validate import Validation
-from mae.config import DataConfig, DeviceConfig
+from datasets.validation.validate import Validation
+from mae.config.sections import DataConfig, DeviceConfig
 from tests.datasets.tars import pack
 
 DATA = DataConfig(shard_mb=1)

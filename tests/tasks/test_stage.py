@@ -8,7 +8,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from datasets.stage import InputError, file_digest
+from datasets.base.files import InputError, file_digest
 from tasks import stage
 
 

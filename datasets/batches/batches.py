@@ -1,0 +1,229 @@
+"""Records to batches: MindDataset reads, threads of this process decode and crop straight into the batch.
+
+Pixels travel as uint8 and are normalised in the model's graph. N images of image_shape (H, W).
+
+MindDataset's own operators are not used: its random crops come from generators of the whole process, one a worker, so
+that they change with the number of workers and cannot be resumed, and Python functions in its `map` take longer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
+
+import numpy as np
+
+from datasets.base.files import InputError, PathLike
+from datasets.batches.augment import Augmentation, augmented, draws
+from datasets.batches.rand_augment import RandAugment, rand_augmented
+from datasets.batches.random_erasing import Erasing, erase
+from datasets.images.view import centre_view, decode
+from datasets.records.index import load_index
+
+CHUNK = 4  # images that a thread takes at a time
+READERS = 2  # MindRecord threads; one reads 14,000 records a second
+
+
+class Batch(NamedTuple):
+    """N records as arrays."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8, RGB
+    labels: np.ndarray  # (N,) int32
+    samples: np.ndarray  # (N,) int64, number of the record in its split: shard after shard, in the order of the index
+
+
+def epoch_order(images: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Order of the samples in one epoch: a permutation (images,) int64 that depends on seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(images)
+
+
+def steps_per_epoch(images: int, *, batch_size: int, ranks: int, key: str = "batch_size") -> int:
+    """Whole global batches in an epoch; what remains of the order is left out, as upstream's drop_last does.
+
+    `key` of the config is named in errors.
+
+    Raises:
+        InputError: not one batch fits.
+    """
+    steps = images // (batch_size * ranks)
+    if steps == 0:
+        raise InputError(
+            key,
+            expected=f"at most {images} training images in a global batch",
+            found=f"{batch_size} (batch_size * accum_iter) x {ranks} ranks = {batch_size * ranks}",
+            todo="set a smaller batch_size or accum_iter",
+        )
+    return steps
+
+
+def train_batches(
+    directory: PathLike,
+    *,
+    image_shape: tuple[int, int],
+    batch_size: int,
+    crop_scale: float,
+    seed: int,
+    epochs: Iterable[int],
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 2,
+    accum_iter: int = 1,
+    start_step: int = 0,
+    clipped: bool = False,
+    changes: RandAugment | None = None,
+    erasing: Erasing | None = None,
+) -> Iterator[Batch]:
+    """One rank's share of epochs: random resized crop (Pillow's bicubic) and horizontal flip (He et al. 2022, A.1).
+
+    Global batch s of an epoch is a slice of `epoch_order`, of which rank r takes every `ranks`-th sample from the r-th
+    on: each sample is seen once, and the same samples meet in a batch for any number of ranks. An image's pixels depend
+    on `seed`, epoch and its place in the order, so that the global batches are the same, to the bit, for any number of
+    ranks and workers and from any `start_step` on.
+
+    Args:
+        crop_scale, clipped: `Augmentation` says what they mean.
+        epochs: their numbers; the first batches of one are made while the last of the one before are still used.
+        accum_iter: batches of one update, of which an epoch has whole numbers.
+        start_step: batches at the head of the first epoch that are left out, without being read.
+        workers: decoding threads.
+        changes, erasing: what happens to the cropped image then, in this order, each drawn by a generator of its own.
+    """
+    directory = Path(directory)
+    images = load_index(directory).splits["train"].images
+    steps = steps_per_epoch(images, batch_size=batch_size * accum_iter, ranks=ranks) * accum_iter
+    how = Augmentation(crop_scale, clipped)
+
+    def one(epoch: int, first: int) -> Pass:
+        order = epoch_order(images, seed=seed, epoch=epoch)
+        places = np.arange(steps * batch_size * ranks).reshape(steps, batch_size, ranks)[first:, :, rank]
+
+        def prepare(number: int) -> View:
+            chosen = places[number]
+            drawn = draws(chosen[0], chosen[-1] + 1, seed=seed, epoch=epoch)[::ranks]
+
+            def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
+                augmented(content, drawn[place], how, out, where=f"{directory}: train record {order[chosen[place]]}")
+                if changes is not None:
+                    rand_augmented(out, np.random.default_rng([seed, epoch, 2, chosen[place]]), changes)
+                if erasing is not None:
+                    erase(out, np.random.default_rng([seed, epoch, 3, chosen[place]]), erasing)
+
+            return view
+
+        return Pass(order[places.ravel()], prepare)
+
+    passes = (one(epoch, start_step if number == 0 else 0) for number, epoch in enumerate(epochs))
+    return _batches(directory, "train", passes, image_shape, batch_size, workers)
+
+
+def ordered_batches(
+    directory: PathLike,
+    split: str,
+    *,
+    image_shape: tuple[int, int],
+    crop_pct: float,
+    batch_size: int,
+    workers: int = 2,
+    rank: int = 0,
+    ranks: int = 1,
+    limit: int | None = None,
+) -> Iterator[Batch]:
+    """Every record of a split once, in stored order, resized and cropped for evaluation; the last batch may be short.
+
+    Of several ranks each reads a stretch of the split: they differ by one image at most, none is read twice or padded,
+    and with more ranks than images some have no batch. `limit` takes the first records only.
+    """
+    directory = Path(directory)
+    images = load_index(directory).splits[split].images
+    images = images if limit is None else min(images, limit)
+    mine = np.arange(images * rank // ranks, images * (rank + 1) // ranks)
+
+    def prepare(number: int) -> View:
+        def view(content: np.ndarray, place: int, out: np.ndarray) -> None:
+            where = f"{directory}: {split} record {mine[number * batch_size + place]}"
+            out[:] = centre_view(decode(content.tobytes(), where=where), image_shape, crop_pct)
+
+        return view
+
+    return _batches(directory, split, [Pass(mine, prepare)], image_shape, batch_size, workers)
+
+
+View = Callable[[np.ndarray, int, np.ndarray], None]  # content of a record, its place in the batch, (H, W, 3) to fill
+
+
+class Pass(NamedTuple):
+    """Samples in an order, and what makes the view of those of a batch, by its number."""
+
+    samples: np.ndarray
+    prepare: Callable[[int], View]
+
+
+def _batches(
+    directory: Path,
+    split: str,
+    passes: Iterable[Pass],
+    image_shape: tuple[int, int],
+    batch_size: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """Read the passes in batches, and let threads fill each with the view that is prepared for its number.
+
+    As many batches are under way as keep the threads busy, and two at least.
+    """
+    ahead = max(2, -(-2 * workers * CHUNK // batch_size))
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(workers, "images") as pool:
+        pending: deque[tuple[Batch, list[Future[None]]]] = deque()
+
+        def start(records: Iterator[tuple[np.ndarray, np.ndarray]], chosen: np.ndarray, view: View) -> None:
+            batch = Batch(np.empty((len(chosen), *image_shape, 3), np.uint8), np.empty(len(chosen), np.int32), chosen)
+            rows = reader.submit(lambda: list(itertools.islice(records, len(chosen))))
+            parts = [slice(n, n + CHUNK) for n in range(0, len(chosen), CHUNK)]
+            pending.append((batch, [pool.submit(_fill, batch, rows, part, view) for part in parts]))
+
+        try:
+            for samples, prepare in passes:
+                records = _records(directory, split, samples)
+                for number, first in enumerate(range(0, len(samples), batch_size)):
+                    start(records, samples[first : first + batch_size], prepare(number))
+                    if len(pending) > ahead:
+                        yield _finished(*pending.popleft())
+            while pending:
+                yield _finished(*pending.popleft())
+        finally:
+            for _, parts in pending:
+                for part in parts:
+                    part.cancel()
+
+
+def _fill(batch: Batch, rows: Future[list[Any]], part: slice, view: View) -> None:
+    for place, (content, label) in enumerate(rows.result()[part], part.start):
+        batch.labels[place] = label.item()
+        view(content.view(np.uint8), place, batch.images[place])
+
+
+def _finished(batch: Batch, parts: list[Future[None]]) -> Batch:
+    for part in parts:
+        part.result()
+    return batch
+
+
+def _records(directory: Path, split: str, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Content and label of the given records, in that order.
+
+    Raises:
+        InputError: there are not as many records as the index says; MindDataset would crash where one is missing.
+    """
+    import mindspore.dataset as ds  # seconds to import, and not needed to plan an epoch
+
+    part = load_index(directory).splits[split]
+    files = [str(directory / shard.file) for shard in part.shards]
+    found = ds.MindDataset(files, ["label"]).get_dataset_size()
+    if found != part.images:
+        expected, todo = f"{part.images} records, as index.json says", "run `mae data check`"
+        raise InputError(directory / split, expected=expected, found=str(found), todo=todo)
+    data = ds.MindDataset(files, ["image", "label"], READERS, sampler=ds.SubsetSampler(samples.tolist()))
+    return iter(data.create_tuple_iterator(num_epochs=1, output_numpy=True))

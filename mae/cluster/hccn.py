@@ -1,0 +1,79 @@
+"""What only a server with NPUs can tell: the address of each NPU's network port."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from datasets.base.files import InputError
+
+HCCN_TOOL_SECONDS = 30
+
+
+class _NoAnswerError(Exception):
+    pass
+
+
+def device_addresses(devices: list[int], hccn_conf: Path) -> tuple[dict[int, str], list[str]]:
+    """Ask hccn_tool for the address of each physical device, and read `hccn_conf` for those it does not know.
+
+    Returns:
+        the addresses, and one warning where `hccn_conf` had to be read.
+
+    Raises:
+        InputError: neither knows a device.
+    """
+    addresses: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    for device in devices:
+        try:
+            addresses[device] = _ask_hccn_tool(device)
+        except _NoAnswerError as reason:
+            reasons[device] = str(reason)
+    if not reasons:
+        return addresses, []
+    listed, found = _read_conf(hccn_conf)
+    absent = [device for device in reasons if device not in listed]
+    if absent:
+        first = absent[0]
+        raise InputError(
+            f"device {_join(absent)} of this server",
+            expected=f"an address from `hccn_tool -i {first} -ip -g` or a line address_{first}=IP in {hccn_conf}",
+            found=f"{reasons[first]}, and {found}",
+            todo="check `npu-smi info` and --device-num, or name the right file with --hccn-conf",
+        )
+    addresses.update({device: listed[device] for device in reasons})
+    why = "; ".join(dict.fromkeys(reasons.values()))
+    return addresses, [f"device {_join(reasons)}: address read from {hccn_conf}, because {why}"]
+
+
+def _read_conf(hccn_conf: Path) -> tuple[dict[int, str], str]:
+    """The `address_N=IP` lines, and what to say of the file in an error."""
+    try:
+        lines = re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)", hccn_conf.read_text(), flags=re.MULTILINE)
+    except OSError as error:
+        return {}, f"{hccn_conf} cannot be read ({error.strerror})"
+    listed = {int(number): address for number, address in lines}
+    return listed, f"{hccn_conf} has addresses of device {_join(sorted(listed))}" if listed else f"{hccn_conf} has none"
+
+
+def _ask_hccn_tool(device: int) -> str:
+    """The address in the first line, `ipaddr:...`, of `hccn_tool -i N -ip -g`."""
+    command = ["hccn_tool", "-i", str(device), "-ip", "-g"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=HCCN_TOOL_SECONDS, check=False)
+    except OSError as error:
+        raise _NoAnswerError(f"hccn_tool cannot be run ({error.strerror})") from None
+    except subprocess.TimeoutExpired:
+        raise _NoAnswerError(f"hccn_tool gave no answer in {HCCN_TOOL_SECONDS} s") from None
+    match = re.match(r"ipaddr:\s*(\S+)", answer.stdout)
+    if match is None:
+        said = (answer.stdout.strip() or answer.stderr.strip() or "nothing").splitlines()[0]
+        raise _NoAnswerError(f"hccn_tool said {said!r} (exit code {answer.returncode})")
+    return match[1]
+
+
+def _join(devices: Iterable[int]) -> str:
+    return ", ".join(map(str, devices))

@@ -1,0 +1,128 @@
+"""Follows a run while its ranks write metrics.jsonl: progress, event files, warnings."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Optional
+
+from mae.config.sections import Config
+from mae.health.tensorboard import EventFile
+from mae.health.verdict import Watch, said
+from mae.training.metrics import METRICS, Tail, evaluations, readings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LINE_SECONDS = 60.0  # a log has a line per epoch, and one at least so often
+RECENT = 20  # readings over which the speed is averaged that the time left is reckoned with
+
+
+class Follower:
+    """Called every second or so by the launcher; tells progress from standstill by what it returns.
+
+    Args:
+        config: of the run.
+        report_line: called with a line per epoch, or per minute where epochs are longer, and with each warning.
+        console: a terminal on which one line is kept up to date instead; lines that stay are printed above it.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: Config, report_line: Callable[[str], None], console: Optional[Console] = None
+    ) -> None:
+        self.tail, self.events, self.watch = Tail(run_dir / METRICS), EventFile(run_dir), Watch(run_dir, config)
+        self.epochs = config.recipe.epochs
+        self.report_line = report_line
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.reported, self.reported_at = -1, time.monotonic()
+        self.bar = _Bar(console, self.epochs) if console is not None and console.is_terminal else None
+        if self.bar is not None:
+            self.report_line = self.bar.print
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.events.close()
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self) -> Hashable:
+        anew, lines = self.tail.read()
+        if anew:
+            self.recent.clear()
+            self.events.restart()
+            self.watch.restart()
+        if lines:
+            self.events.add(lines)
+            self._show(readings(lines), evaluations(lines))
+            for finding in self.watch.add(readings(lines)):
+                self.report_line(f"warning: {said(finding)}")
+        return self.tail.inode, self.tail.offset, self.tail.touched
+
+    def _show(self, new: list[dict[str, Any]], measured: list[dict[str, Any]]) -> None:
+        self.recent.extend(new)
+        for line in measured:
+            text = f"epoch {line['epoch']:g}/{self.epochs}: {line['protocol']} {100 * line['top1']:.1f} %"
+            self.report_line(f"{text} of {line['images']:,} images, in {line['evaluation_seconds']:.0f} s")
+        if not self.recent:
+            return
+        text = progress(list(self.recent), self.epochs)
+        epoch, now = self.recent[-1]["epoch"], time.monotonic()
+        if self.bar is not None:
+            self.bar.update(epoch, text)
+        elif int(epoch) > self.reported or now - self.reported_at >= LINE_SECONDS:
+            self.report_line(f"epoch {epoch:.4g}/{self.epochs}: {text}")
+            self.reported, self.reported_at = int(epoch), now
+
+
+def progress(recent: list[dict[str, Any]], epochs: int) -> str:
+    """Loss, learning rate, speed and time left, by the last readings."""
+    last = recent[-1]
+    text = f"loss {last['loss']:.4f}, lr {last['lr']:.2e}"
+    paces = [line["step_seconds"] for line in recent if line["step_seconds"]]
+    if not paces:
+        return text
+    rate = statistics.fmean(line["samples_per_second"] for line in recent if line["samples_per_second"])
+    left = statistics.fmean(paces) * last["step"] * (epochs / last["epoch"] - 1)
+    return f"{text}, {rate:,.0f} images/s, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """1 d 4 h, 3 h 7 min, 5 min 12 s or 9 s."""
+    whole = round(seconds)
+    for unit, size, below, of in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // of} {below}"
+    return f"{whole} s"
+
+
+class _Bar:
+    """One line at the foot of a terminal."""
+
+    def __init__(self, console: Console, epochs: int) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("epoch {task.completed:.2f}/{task.total:g}"),
+            BarColumn(20),
+            TextColumn("{task.fields[text]}"),
+        )
+        self.live = Progress(*columns, console=console, refresh_per_second=2, transient=True)
+        self.task = self.live.add_task("", total=epochs, text="compiling")
+        self.live.start()
+
+    def update(self, epoch: float, text: str) -> None:
+        self.live.update(self.task, completed=epoch, text=text)
+
+    def print(self, line: str) -> None:
+        self.live.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self.live.stop()

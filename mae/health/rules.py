@@ -1,0 +1,359 @@
+"""Rules by which a run's readings show that something is wrong, each with where its threshold comes from.
+
+A false alarm costs more than a late one: who has been warned for nothing does not read the next warning. So a finding
+needs many readings, a cause that a key of the config can mend, and a size that noise does not reach; runs of less than
+a few minutes get none about time.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any, Literal, NamedTuple, Optional
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from mae.config.sections import Config, PretrainConfig
+from mae.runs.history import Past
+
+RECENT = 20  # readings that a rule about the present state takes together
+LOST_SECONDS = 60.0  # less than a minute lost is not worth a word
+
+Rows = list[dict[str, Any]]
+
+
+class Finding(BaseModel):
+    """Something that is wrong, since when, by which figures, and what mends it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    about: Literal["loss", "speed"]
+    message: str
+    key: str  # of the config
+    figures: dict[str, float]
+    first_step: int
+    last_step: int  # at which it was still so
+
+
+class Band(BaseModel):
+    """Where the loss of this recipe was at this point in earlier runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    low: float
+    high: float
+    loss: float  # of this run
+    first_epoch: float
+    last_epoch: float
+    origin: str
+
+
+class Course(NamedTuple):
+    """Readings as columns; not a number where a value is missing."""
+
+    config: Config
+    step: np.ndarray
+    epoch: np.ndarray
+    loss: np.ndarray
+    lr: np.ndarray
+    grad_norm: np.ndarray
+    overflows: np.ndarray
+    seconds: np.ndarray  # of the interval
+    step_seconds: np.ndarray
+    data_wait: np.ndarray  # seconds
+    device_wait: np.ndarray  # seconds
+    data_lost: np.ndarray  # seconds, since the beginning
+
+    def upto(self, count: int) -> Course:
+        """The first readings."""
+        return Course(self.config, *(column[:count] for column in self[1:]))
+
+    @property
+    def warm(self) -> int:
+        """The first reading behind the warm-up."""
+        return int(np.searchsorted(self.epoch, self.config.recipe.warmup_epochs))
+
+    @property
+    def progress(self) -> float:
+        return float(self.epoch[-1]) / self.config.recipe.epochs
+
+
+def course(config: Config, lines: Rows) -> Course:
+    """The readings of metrics.jsonl."""
+
+    def column(name: str) -> np.ndarray:
+        return np.array([np.nan if line.get(name) is None else line[name] for line in lines], float)
+
+    step, step_seconds = column("step"), column("step_seconds")
+    seconds = np.diff(step, prepend=0) * step_seconds
+    data_wait, device_wait = column("data_wait") * seconds, column("device_wait") * seconds
+    epoch, loss, lr, grad_norm, overflows = map(column, ("epoch", "loss", "lr", "grad_norm", "overflows"))
+    lost = np.nancumsum(data_wait)
+    return Course(
+        config, step, epoch, loss, lr, grad_norm, overflows, seconds, step_seconds, data_wait, device_wait, lost
+    )
+
+
+class RankCourse(NamedTuple):
+    """The lines of one rank."""
+
+    step: np.ndarray
+    waited: np.ndarray  # for batches, seconds since the beginning
+    late: np.ndarray  # that it was later than others, up to a constant; seconds since the beginning
+    took: np.ndarray  # seconds since the beginning
+    host: str
+
+
+def rank_course(lines: Rows) -> RankCourse:
+    """The lines of metrics/rank_<n>.jsonl, of which there is one at least."""
+    took = np.array([line["seconds"] for line in lines])
+    waited = took * [line["data_wait"] for line in lines]
+    for_ranks = np.array([line.get("rank_wait") for line in lines], float)
+    late = np.where(np.isfinite(for_ranks), -for_ranks * took, waited)
+    step = np.array([line["step"] for line in lines])
+    return RankCourse(step, waited.cumsum(), late.cumsum(), took.cumsum(), lines[-1]["host"])
+
+
+def look(
+    c: Course, ranks: dict[int, RankCourse], past: list[Past], lost_seconds: float = LOST_SECONDS
+) -> tuple[list[Finding], Optional[Band]]:
+    """What the rules find at the last reading of a course, and the band there."""
+    band = expected_band(c, past)
+    found = (
+        data_starvation(c, lost_seconds),
+        slow_rank(c, ranks, lost_seconds),
+        not_learning(c) or plateau(c),
+        exploding_gradient(c),
+        repeated_overflows(c),
+        above_band(c, band),
+    )
+    return [finding for finding in found if finding is not None], band
+
+
+def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
+    """The loop waited for batches a fifth of the last RECENT intervals or more: with input fast enough the same run
+    would take four fifths of the time, which a few more threads are worth.
+
+    A host that runs ahead of its device waits for batches without the device doing so. Then it also waits for the
+    device where it reads: longer than for one step, if the device is what is slow. Such intervals do not count.
+    """
+    timed = np.flatnonzero(np.isfinite(c.data_wait))[-RECENT:]
+    if len(timed) < RECENT:
+        return None
+    took, waited = c.seconds[timed].sum(), c.data_wait[timed].sum()
+    ahead = c.device_wait[timed].sum() > 1.5 * c.step_seconds[timed].sum()
+    if waited < 0.2 * took or ahead or c.data_lost[-1] < lost_seconds:
+        return None
+    workers = c.config.data.workers
+    return _finding(
+        c,
+        "data_starvation",
+        "speed",
+        f"the loop waited for batches {waited / took:.0%} of the time, {c.data_lost[-1]:,.0f} s so far: raise "
+        f"data.workers ({workers}); where no core is free, store smaller images (data.short_side)",
+        "data.workers",
+        {"data_wait": waited / took, "seconds_lost": c.data_lost[-1], "workers": workers},
+    )
+
+
+def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
+    """The others wait for one rank a tenth of the step longer than it waits for them. A tenth: the published loss of
+    eight devices against one is 4 % (ModelZoo-PyTorch, MAE on 910A).
+
+    Where it is not known how long ranks wait for each other, on Ascend, where the wait lies within calls of the device,
+    it is how long they wait for batches: a rank that only computes slowly is not told there.
+    """
+    now = {rank: int(np.searchsorted(r.step, c.step[-1], side="right")) for rank, r in ranks.items()}
+    now = {rank: n for rank, n in now.items() if n > RECENT and ranks[rank].step[n - 1] == c.step[-1]}
+    if len(now) < 2:  # others than these may have been ranks of an attempt before
+        return None
+
+    def recent(column: str) -> dict[int, float]:
+        columns = {rank: getattr(ranks[rank], column) for rank in now}
+        return {rank: columns[rank][n - 1] - columns[rank][n - 1 - RECENT] for rank, n in now.items()}
+
+    late, took = recent("late"), statistics.median(recent("took").values())
+    slowest = max(late, key=lambda rank: late[rank])
+    behind = late[slowest] - _others(late, slowest)
+    whole = {rank: ranks[rank].late[n - 1] for rank, n in now.items()}
+    lost = whole[slowest] - _others(whole, slowest)
+    if behind < 0.1 * took or lost < lost_seconds:
+        return None
+    waited, workers = recent("waited"), c.config.data.workers
+    own, others = waited[slowest] / took, _others(waited, slowest) / took
+    figures = {"rank": slowest, "behind": behind / took, "data_wait": own, "others": others, "seconds_lost": lost}
+    which = f"rank {slowest} on {ranks[slowest].host} is {behind / took:.0%} of the time behind the others"
+    cost = f"and they wait for it, {lost:,.0f} s so far"
+    if own - others > 0.5 * behind / took:
+        key = "data.workers"
+        message = (
+            f"{which}, because it waits for batches {own:.0%} of the time and they {others:.0%}, {cost}: see what else "
+            f"runs on its cores and disk, or raise data.workers ({workers})"
+        )
+    else:
+        key = "device.ranks"
+        message = (
+            f"{which} in computing, its batches being there, {cost}: see what else runs on its cores, or do without it "
+            f"(device.ranks, {c.config.device.ranks})"
+        )
+    return _finding(c, "slow_rank", "speed", message, key, figures)
+
+
+def _others(values: dict[int, float], rank: int) -> float:
+    """The median of all ranks' but one."""
+    return statistics.median(value for other, value in values.items() if other != rank)
+
+
+def not_learning(c: Course) -> Optional[Finding]:
+    """A fifth of the training is done, the warm-up too, and the loss has not fallen by 2 %.
+
+    A MAE that predicts each patch's mean stays at the loss it began with, and so does a classifier at chance; what
+    learns at all has left both behind by then (the demo falls by 30 %, the published ViT-B by half).
+    """
+    if c.progress < 0.2 or len(c.step) - c.warm < RECENT or len(c.step) < 2 * RECENT:
+        return None
+    first, now = c.loss[:5].mean(), c.loss[-RECENT:].mean()
+    if not now > 0.98 * first:
+        return None
+    key = f"{c.config.task}.blr"
+    return _finding(
+        c,
+        "not_learning",
+        "loss",
+        f"the loss is {now:.4g} after {c.progress:.0%} of the training and was {first:.4g} at its beginning: try "
+        f"another {key} ({c.config.recipe.blr:.3g}), or a longer warm-up ({c.config.task}.warmup_epochs)",
+        key,
+        {"loss": now, "first_loss": first, "grad_norm": float(np.nanmedian(c.grad_norm[-RECENT:]))},
+    )
+
+
+def plateau(c: Course) -> Optional[Finding]:
+    """In pre-training, between a fifth and three fifths of it, with the learning rate above half of its peak, the loss
+    of the last tenth of the training is not lower than that of the tenth before: three standard errors above a fall of
+    0.2 %.
+
+    Later a curve is flat because the learning rate falls, and is no fault. A ViT-B of 800 epochs still loses more than
+    0.5 % a tenth there. Tenths of fewer than 100 readings say nothing.
+    """
+    recipe = c.config.recipe
+    if not isinstance(recipe, PretrainConfig) or not 0.2 <= c.progress <= 0.6 or c.lr[-1] < 0.5 * c.lr.max():
+        return None
+    end, tenth = c.epoch[-1], recipe.epochs / 10
+    edges = np.searchsorted(c.epoch, [end - 2 * tenth, end - tenth], side="right")
+    before, now = c.loss[edges[0] : edges[1]], c.loss[edges[1] :]
+    if edges[0] < c.warm or min(len(before), len(now)) < 100:
+        return None
+    fall = (before.mean() - now.mean()) / before.mean()
+    error = np.sqrt(before.var() / len(before) + now.var() / len(now)) / before.mean()
+    if fall + 3 * error >= 0.002:
+        return None
+    return _finding(
+        c,
+        "plateau",
+        "loss",
+        f"the loss stands at {now.mean():.4g}: it fell by {fall:.2%} (standard error {error:.2%}) in the last "
+        f"{tenth:.3g} epochs, with the learning rate near its peak: try another pretrain.blr ({recipe.blr:.3g})",
+        "pretrain.blr",
+        {"loss": now.mean(), "fall": fall, "standard_error": error, "epochs": tenth},
+    )
+
+
+def exploding_gradient(c: Course) -> Optional[Finding]:
+    """Behind the warm-up, the median of the last 5 gradient norms is ten times that of the 200 readings before.
+
+    Single high norms are usual and do no harm; in healthy runs the median moves by a factor of 2 to 3 over the whole
+    training. Norms that are not finite are overflows and count there.
+    """
+    norms = c.grad_norm[c.warm :]
+    norms = norms[np.isfinite(norms)]
+    if len(norms) < 5 + RECENT:
+        return None
+    now, before = float(np.median(norms[-5:])), float(np.median(norms[-205:-5]))
+    if now <= 10 * before or before == 0:
+        return None
+    recipe, task = c.config.recipe, c.config.task
+    key = f"{task}.clip_grad" if recipe.clip_grad is None else f"{task}.blr"
+    what = f"set {key} to about {2 * before:.2g}" if recipe.clip_grad is None else f"lower {key} ({recipe.blr:.3g})"
+    return _finding(
+        c,
+        "exploding_gradient",
+        "loss",
+        f"the gradient norm is {now:.3g} where it was {before:.3g}: {what}, from a checkpoint before this on "
+        "(mae train --from)",
+        key,
+        {"grad_norm": now, "before": before},
+    )
+
+
+def repeated_overflows(c: Course) -> Optional[Finding]:
+    """Of the last 1,000 updates 1 % or more, and 10 at least, were skipped for float16's sake.
+
+    The scale is doubled after 2,000 good updates, so one skipped update in 2,000 is what its search costs. The first
+    200 updates of a run, in which it comes down from 2^16, do not count.
+    """
+    start = int(np.searchsorted(c.step, max(200.0, c.step[-1] - 1000), side="right"))
+    if start >= len(c.step) - 1:
+        return None
+    skipped, updates = c.overflows[-1] - c.overflows[start], c.step[-1] - c.step[start]
+    if not skipped >= max(10, 0.01 * updates):
+        return None
+    pretrain = c.config.task == "pretrain" and not c.config.compute.decoder_float32
+    key, to = ("compute.decoder_float32", "true") if pretrain else ("compute.dtype", "float32")
+    return _finding(
+        c,
+        "repeated_overflows",
+        "loss",
+        f"{skipped:.0f} of the last {updates:.0f} updates were skipped because float16 overflowed: set {key} to {to}, "
+        f"or lower {c.config.task}.blr ({c.config.recipe.blr:.3g}), from a checkpoint on (mae train --from)",
+        key,
+        {"skipped": skipped, "updates": updates},
+    )
+
+
+def expected_band(c: Course, past: list[Past]) -> Optional[Band]:
+    """The mean loss of the last 20 readings or of the last twentieth of the training, whichever is more, in all
+    earlier runs, behind the warm-up.
+
+    It reaches to both sides by what is the most of: the distance between the lowest and the highest of them, 5 % of
+    their median (seeds of one recipe differ by 1 to 2 %), four standard errors of this run's own mean.
+    """
+    window = max(RECENT, int(np.sum(c.epoch > c.epoch[-1] - c.config.recipe.epochs / 20)))
+    if not past or len(c.step) - c.warm <= window:
+        return None
+    loss, first, last = c.loss[-window:], float(c.epoch[-window - 1]), float(c.epoch[-1])
+    means = [run.mean(first, last) for run in past]
+    error = float(loss.std() / np.sqrt(window))
+    margin = max(max(means) - min(means), 0.05 * statistics.median(means), 4 * error)
+    names = ", ".join(run.run for run in past[:3]) + (f" and {len(past) - 3} more" if len(past) > 3 else "")
+    return Band(
+        low=round(min(means) - margin, 5),
+        high=round(max(means) + margin, 5),
+        loss=round(float(loss.mean()), 5),
+        first_epoch=round(first, 4),
+        last_epoch=last,
+        origin=f"{len(past)} finished run{'s' if len(past) > 1 else ''} of this recipe: {names}",
+    )
+
+
+def above_band(c: Course, band: Optional[Band]) -> Optional[Finding]:
+    """The loss is above what earlier runs of the recipe had at this point."""
+    if band is None or band.loss <= band.high:
+        return None
+    return _finding(
+        c,
+        "loss_above_band",
+        "loss",
+        f"the loss is {band.loss:.4g} where {band.low:.4g} to {band.high:.4g} was expected, by {band.origin}: the "
+        f"recipe is the same, so look at what is not in it (code, libraries, device); seed is {c.config.seed}",
+        "seed",
+        {"loss": band.loss, "low": band.low, "high": band.high},
+    )
+
+
+def _finding(
+    c: Course, name: str, about: Literal["loss", "speed"], message: str, key: str, figures: dict[str, float]
+) -> Finding:
+    step = int(c.step[-1])
+    rounded = {figure: round(float(value), 6) for figure, value in figures.items()}
+    return Finding(name=name, about=about, message=message, key=key, figures=rounded, first_step=step, last_step=step)

@@ -1,0 +1,277 @@
+"""What a job will take, before it takes it: steps, hours, memory, disk, checkpoints and failures, each with its sum.
+
+Ascend figures rest on published rates, CPU figures on steps that are really run here; each figure says on what.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import NamedTuple, Optional
+
+from pydantic import BaseModel, ConfigDict
+
+from datasets.base.files import InputError
+from datasets.batches.batches import steps_per_epoch
+from datasets.records.index import load_index
+from mae.config.sections import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
+from mae.masking import kept_patches
+from mae.model.sizes import PEAK_910A, TRAINING, training_flops
+from mae.planning.rate import CoreRates, core_rates, measure
+
+IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
+IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
+SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped sample
+# Share of the peak that Ascend's PyTorch port of MAE reaches on eight 910A (ModelZoo-PyTorch, MAE_for_PyTorch):
+# pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
+UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linprobe": 0.1165}  # a probe is assumed to be as good
+ASCEND_MEMORY = 32e9  # bytes of a 910A
+DISK_RATE = 0.8e9  # bytes/s written, a local disk (tests/benchmarks/bench_shard.py)
+FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days on 16,384 GPUs (arXiv 2407.21783, 3.3.4)
+RESTART_SECONDS = 180.0  # to see a failure, start the ranks and compile the graph again
+
+
+class Figure(BaseModel):
+    """One number of a plan and how it was found."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    name: str
+    value: float
+    unit: str
+    how: str
+
+
+class Plan(BaseModel):
+    """What a job will take. Hours are wall-clock, bytes are of 8 bits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    figures: list[Figure]
+
+    def value(self, stage: str, name: str) -> float:
+        """The number of one figure; KeyError if the plan has none of that name."""
+        return {(f.stage, f.name): f.value for f in self.figures}[stage, name]
+
+    def table(self) -> str:
+        """The figures as aligned text, a line each, and what there is none for."""
+        lines = [f"{f.stage:9} {f.name:20} {f.value:14,.2f} {f.unit:24} = {f.how}" for f in self.figures]
+        return "\n".join([*lines, "not estimated: evaluations (linear, kNN, eval_epochs), predictions and the report"])
+
+
+class Data(NamedTuple):
+    """How much there is to read."""
+
+    train: int
+    val: int
+    classes: int
+    bytes: float
+    source: str
+
+
+def plan(config: Config, *, servers: int = 1, images: Optional[int] = None, rate: Optional[float] = None) -> Plan:
+    """Estimate the data's stages, and every training that the config has a section for.
+
+    Args:
+        config: the job.
+        servers: each of them runs `device.ranks` ranks.
+        images: training images, where no records are there to count them.
+        rate: training images a second and device, measured elsewhere; of the config's task.
+
+    Raises:
+        InputError: the config does not fit the data.
+    """
+    data, devices = _data(config, images), servers * config.device.ranks
+    rates = core_rates(config.model.image_shape, config.recipe.crop_scale)
+    figures = _preparation(data, rates)
+    for task, recipe in config.recipes():
+        given = rate if task == config.task else None
+        figures += _training(task, recipe, config, data, devices, given, rates)
+    return Plan(figures=figures)
+
+
+def parameter_count(model: ModelConfig, *, decoder: bool, classes: int = 0) -> int:
+    """Trained numbers of a masked autoencoder, or of the encoder with a classifier's head."""
+    width, pixels = model.embed_dim, 3 * model.patch_size**2
+    count = width * pixels + width + width + model.depth * _block(width, model.mlp_ratio) + 2 * width  # with cls, norm
+    if not decoder:
+        patches = model.grid[0] * model.grid[1]
+        return count + (patches + 1) * width + classes * (width + 1)  # the position embedding is trained
+    inner = model.decoder_embed_dim
+    blocks = model.decoder_depth * _block(inner, model.decoder_mlp_ratio or model.mlp_ratio)
+    return count + width * inner + inner + inner + blocks + 2 * inner + inner * pixels + pixels  # with mask token, norm
+
+
+def optimal_interval(checkpoint_seconds: float, mean_seconds_between_failures: float) -> float:
+    """Seconds between checkpoints that lose the least (Young 1974): sqrt(2 C M)."""
+    return math.sqrt(2 * checkpoint_seconds * mean_seconds_between_failures)
+
+
+def _block(width: int, mlp_ratio: float) -> int:
+    hidden = int(width * mlp_ratio)
+    return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
+
+
+def _data(config: Config, images: Optional[int]) -> Data:
+    if images is not None:
+        return Data(images, 0, IMAGENET[2], images * IMAGENET_BYTES, "given; 108 kB an image, as ImageNet's")
+    if config.data.records is not None:
+        index = load_index(config.data.records)
+        found = sum(shard.bytes for shard in index.all_shards())
+        train, val = index.splits["train"].images, index.splits["val"].images
+        return Data(train, val, len(index.classes), found, f"counted in {config.data.records}")
+    if config.data.root is None and config.device.target == "CPU":
+        train, val, classes = SAMPLE
+        return Data(train, val, classes, (train + val) * SAMPLE_BYTES, "the shipped sample")
+    train, val, classes = IMAGENET
+    return Data(train, val, classes, (train + val) * IMAGENET_BYTES, "ImageNet-1k, assumed: give --images or records")
+
+
+class _Sheet:
+    """Collects the figures of one stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.figures: list[Figure] = []
+
+    def add(self, name: str, value: float, unit: str, how: str) -> float:
+        self.figures.append(Figure(stage=self.stage, name=name, value=value, unit=unit, how=how))
+        return value
+
+
+def _preparation(data: Data, rates: CoreRates) -> list[Figure]:
+    sheet, cores, count = _Sheet("data"), len(os.sched_getaffinity(0)), data.train + data.val
+    sheet.add("images", count, "", data.source)
+    how = f"{count:,} images / ({rates.validated:,.0f} images/s and core, measured here, * {cores} cores)"
+    sheet.add("validate", count / (rates.validated * cores) / 3600, "h", how)
+    how = f"{data.bytes / 1e9:,.1f} GB / {DISK_RATE / 1e9:.1f} GB/s written"
+    sheet.add("shard", data.bytes / DISK_RATE / 3600, "h", how)
+    sheet.add("records", data.bytes / 1e9, "GB", "the images as they are, and the padding of pages")
+    return sheet.figures
+
+
+def _training(
+    task: str, recipe: Recipe, config: Config, data: Data, devices: int, rate: Optional[float], rates: CoreRates
+) -> list[Figure]:
+    sheet, model = _Sheet(task), config.model
+    batch, key = recipe.batch_size * recipe.accum_iter, f"{task}.batch_size"
+    updates = steps_per_epoch(data.train, batch_size=batch, ranks=devices, key=key)
+    effective = batch * devices
+    how = f"{recipe.batch_size} images * {recipe.accum_iter} accumulated * {devices} devices"
+    sheet.add("effective batch", effective, "images", how)
+    how = f"{recipe.epochs} epochs * ({data.train:,} images // {effective:,})"
+    steps = sheet.add("updates", recipe.epochs * updates, "", how)
+    how = f"{1 if isinstance(recipe, LinprobeConfig) else TRAINING} * the forward pass's matrix products"
+    flops = sheet.add("work", training_flops(model, recipe) / 1e9, "GFLOP/image", how) * 1e9
+    speed = _speed(sheet, task, config, flops, rate, data.classes)
+    how = f"{steps:,.0f} updates * {effective:,} images / ({speed:,.0f} images/s * {devices} devices)"
+    hours = sheet.add("time", steps * effective / (speed * devices) / 3600, "h", how)
+    how = f"{speed:,.0f} images/s / {rates.trained:,.0f} images/s and core, measured here"
+    sheet.add("input cores", speed / rates.trained, "per device", how)
+    parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
+    trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinprobeConfig) else parameters
+    _memory(sheet, recipe, config, parameters, trained)
+    _checkpoints(sheet, recipe, parameters, trained, hours, updates, devices)
+    return sheet.figures
+
+
+def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optional[float], classes: int) -> float:
+    """Training images a second and device."""
+    if rate is not None:
+        return sheet.add("rate", rate, "images/s and device", "given")
+    if config.device.target == "Ascend":
+        if config.compute.float32_products:
+            expected, todo = "float16 products, for which a 910A's rate is published", "give --rate, measured there"
+            raise InputError("compute", expected=expected, found="float32 products", todo=todo)
+        share = UTILISATION[task]
+        how = (
+            f"{share:.1%} of {PEAK_910A / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A, "
+            f"/ {flops / 1e9:.1f} GFLOP"
+        )
+        if config.compute.recompute and task != "linprobe":
+            share, how = share * 3 / 4, f"{how} * 3 / 4, as each block is computed twice"
+        return sheet.add("rate", share * PEAK_910A / flops, "images/s and device", how)
+    found = measure(config.model_copy(update={"task": task}), classes)
+    how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (mean of {found.steps} steps)"
+    sheet.add("measured memory", found.peak_bytes / 1e9, "GB per device", "largest resident size of the rank")
+    return sheet.add("rate", found.images / found.seconds, "images/s and device", how)
+
+
+def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, trained: int) -> None:
+    half = config.compute.dtype == "float16" or (config.compute.dtype is None and config.device.target == "Ascend")
+    held = {"weights": 4, **({"halves": 2} if half else {})}
+    each = {"gradients": 4, **({"sums": 4} if recipe.accum_iter > 1 else {}), **_optimizer_bytes(recipe)}
+    state, how = _bytes(parameters, held, trained, each)
+    sheet.add("state", state / 1e9, "GB per device", how)
+    probe = isinstance(recipe, LinprobeConfig)
+    kept = recipe.batch_size * _activation_bytes(config.model, recipe, 2 if half else 4, config.compute.recompute)
+    what = "one block at a time, since none is trained" if probe else "what the backward pass needs of each block"
+    sheet.add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
+    if config.device.target == "Ascend":
+        sheet.add("memory", (state + kept) / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
+
+
+def _optimizer_bytes(recipe: Recipe) -> dict[str, int]:
+    """Of each trained parameter, by name: what its update needs of the ones before, and so a checkpoint."""
+    state = {"velocities": 4} if isinstance(recipe, LinprobeConfig) else {"moments": 8}
+    return {**state, **({"averages": 4} if recipe.ema else {})}
+
+
+def _bytes(parameters: int, each: dict[str, int], trained: int, each_trained: dict[str, int]) -> tuple[int, str]:
+    """Of so much for each parameter and each trained one, and the sum in words."""
+
+    def listed(sizes: dict[str, int]) -> str:
+        return ", ".join(f"{name} {size}" for name, size in sizes.items())
+
+    total = parameters * sum(each.values()) + trained * sum(each_trained.values())
+    return total, f"{parameters:,} parameters * ({listed(each)}) + {trained:,} trained * ({listed(each_trained)}) bytes"
+
+
+def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: bool) -> float:
+    """Of one image: two residual streams a block, and what is inside the blocks, of one only if they are recomputed."""
+
+    def blocks(tokens: int, width: int, depth: int, heads: int, mlp_ratio: float) -> float:
+        # both norms' outputs; q, k, v; the attention's output; the hidden layer, GELU's distribution value and output
+        inner = size * (tokens * width * (6 + 3 * mlp_ratio) + heads * tokens**2)
+        return depth * 2 * 4 * tokens * width + inner * (1 if recompute else depth)
+
+    patches = model.grid[0] * model.grid[1]
+    if not isinstance(recipe, PretrainConfig):
+        depth = 1 if isinstance(recipe, LinprobeConfig) else model.depth
+        return blocks(1 + patches, model.embed_dim, depth, model.num_heads, model.mlp_ratio)
+    visible = 1 + kept_patches(patches, recipe.mask_ratio)
+    width, ratio = model.decoder_embed_dim, model.decoder_mlp_ratio or model.mlp_ratio
+    encoder = blocks(visible, model.embed_dim, model.depth, model.num_heads, model.mlp_ratio)
+    return encoder + blocks(1 + patches, width, model.decoder_depth, model.decoder_num_heads, ratio)
+
+
+def _checkpoints(
+    sheet: _Sheet, recipe: Recipe, parameters: int, trained: int, hours: float, updates: int, devices: int
+) -> None:
+    files = {"weights": 4, **({"averaged": 4} if recipe.ema else {})}
+    written, how = _bytes(parameters, files, trained, _optimizer_bytes(recipe))
+    size = sheet.add("checkpoint", written / 1e9, "GB", how)
+    seconds = sheet.add("checkpoint time", written / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
+    steps, every = recipe.epochs * updates, recipe.checkpoint_steps
+    ends = {*range(updates, steps + 1, updates), *(range(every, steps + 1, every) if every else ())}
+    due = sorted(step for step in ends if recipe.checkpoint_due(step, updates))
+    stay = {step for step in due if recipe.keep_epochs and step % (recipe.keep_epochs * updates) == 0}
+    how = f"of {recipe.epochs} epochs every {recipe.checkpoint_epochs}, and the last"
+    how += f", and every {recipe.keep_epochs}, to stay" if recipe.keep_epochs else ""
+    how += f"; of {steps:,} updates every {every}" if every else ""
+    count, kept = len(due), len({*due[-recipe.keep_checkpoints :], *stay})
+    sheet.add("checkpoints", count, "", how)
+    sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
+    interval = hours * 3600 / count
+    failures = sheet.add(
+        "failures",
+        hours * devices / FAILURE_DEVICE_HOURS,
+        "expected",
+        f"{hours:,.1f} h * {devices} devices / {FAILURE_DEVICE_HOURS:,} device-hours (Llama 3's)",
+    )
+    how = f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count} * {seconds:.1f} s"
+    sheet.add("expected loss", (failures * (interval / 2 + RESTART_SECONDS) + count * seconds) / 3600, "h", how)
+    between = FAILURE_DEVICE_HOURS / devices * 3600
+    how = f"sqrt(2 * {seconds:.1f} s * {between:,.0f} s between failures) (Young 1974)"
+    sheet.add("best interval", optimal_interval(seconds, between) / 60, "min between checkpoints", how)

@@ -1,0 +1,149 @@
+"""What is trained: a model, its loss and optimiser, and how a batch of records becomes the loss's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from mindspore import nn
+
+from datasets.batches.batches import Batch
+from datasets.batches.mixup import keep_map
+from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
+from mae.device.context import seed_initialisers
+from mae.masking import ids_from_noise
+from mae.model.mae import MaskedAutoencoder
+from mae.model.vit import Encoder, VisionTransformer
+from mae.runs.checkpoint import ModelCard
+from mae.training.optim import LARS, AdamW, layer_scales
+from mae.training.update import ClassifyLoss, Optimizer, PretrainLoss
+from mae.weights.restore import classifier_from_mae
+
+
+class Place(NamedTuple):
+    """Where in the training a batch stands: seeds what is drawn for it."""
+
+    epoch: int
+    update: int
+    part: int  # of the batches that are accumulated for one update
+    rank: int = 0
+
+
+class Job(NamedTuple):
+    """One task, ready for the training loop."""
+
+    recipe: Recipe
+    model: Encoder
+    loss: nn.Cell
+    optimizer: Optimizer
+    card: ModelCard
+    inputs: Callable[[Batch, Place], list[np.ndarray]]
+
+
+def build_job(config: Config, *, classes: list[str]) -> Job:
+    """The job of the config's task, at the initialisation that the config's seed gives on every rank."""
+    seed_initialisers(config.seed)
+    recipe = config.recipe
+    if isinstance(recipe, PretrainConfig):
+        return _pretrain(config, recipe)
+    if isinstance(recipe, FinetuneConfig):
+        return _finetune(config, recipe, classes)
+    return _linprobe(config, recipe, classes)
+
+
+def _pretrain(config: Config, recipe: PretrainConfig) -> Job:
+    model, ranks = MaskedAutoencoder(config.model, compute=config.compute), config.device.ranks
+
+    def inputs(batch: Batch, place: Place) -> list[np.ndarray]:
+        drawn = _drawn(len(batch.images), ranks, model.patches, place, [config.seed, place.epoch, place.update])
+        return [batch.images, *ids_from_noise(drawn, recipe.mask_ratio)]
+
+    return Job(
+        recipe=recipe,
+        model=model,
+        loss=PretrainLoss(model),
+        optimizer=AdamW(model.trainable_params(), betas=recipe.betas, weight_decay=recipe.weight_decay),
+        card=ModelCard(kind="mae", model=config.model, mask_ratio=recipe.mask_ratio),
+        inputs=inputs,
+    )
+
+
+def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job:
+    """End-to-end fine-tuning: the deeper a layer, the larger its learning rate (layer-wise decay)."""
+    model = _classifier(config, config.model, classes, drop_path=recipe.drop_path)
+    parameters = model.trainable_params()
+    names = [p.name for p in parameters]
+
+    def inputs(batch: Batch, place: Place) -> list[np.ndarray]:
+        arrays = [batch.images, batch.labels]
+        if recipe.drop_path:
+            seeds = [config.seed, place.epoch, place.update, 0, 0, 1]
+            drawn = _drawn(len(batch.images), config.device.ranks, 2 * model.config.depth, place, seeds)
+            arrays.append(branches(drawn, recipe.drop_path))
+        if recipe.mixup or recipe.cutmix:
+            rng = np.random.default_rng([config.seed, *place])
+            arrays.append(keep_map(rng, model.config.image_shape, mixup=recipe.mixup, cutmix=recipe.cutmix))
+        return arrays
+
+    return Job(
+        recipe=recipe,
+        model=model,
+        loss=ClassifyLoss(model, recipe.label_smoothing),
+        optimizer=AdamW(
+            parameters,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            exempt=("cls_token", "pos_embed"),
+            scales=layer_scales(names, depth=model.config.depth, layer_decay=recipe.layer_decay),
+        ),
+        card=ModelCard(kind="classifier", model=model.config, classes=classes),
+        inputs=inputs,
+    )
+
+
+def branches(drawn: np.ndarray, drop_path: float) -> np.ndarray:
+    """Factors on the residual branches of each image, (N, depth, 2) float32, from uniform numbers (N, 2 * depth).
+
+    Stochastic depth (Huang et al. 2016): a branch is dropped at a rate that rises linearly from 0 at the first block to
+    `drop_path` at the last, and kept ones are scaled so that the expectation stays.
+    """
+    drawn = drawn.reshape(len(drawn), -1, 2)
+    rates = np.linspace(0, drop_path, drawn.shape[1])[:, None]
+    return ((drawn >= rates) / (1 - rates)).astype(np.float32)
+
+
+def _drawn(images: int, ranks: int, each: int, place: Place, seeds: list[int]) -> np.ndarray:
+    """Uniform numbers (images, each) float64 for one rank's batch.
+
+    Those of an update are one stream: what an image gets depends neither on the number of ranks nor on how many parts
+    the update is cut into.
+    """
+    rows, stream = images * ranks, np.random.default_rng(seeds)
+    stream.bit_generator.advance(place.part * rows * each)  # type: ignore[attr-defined]
+    return stream.random((rows, each))[place.rank :: ranks]
+
+
+def _linprobe(config: Config, recipe: LinprobeConfig, classes: list[str]) -> Job:
+    """A linear layer behind batch normalisation on the frozen encoder's cls token."""
+    sizes = config.model.model_copy(update={"pool": "cls", "head": "batch_norm"})
+    model = _classifier(config, sizes, classes, drop_path=0.0)
+    for parameter in model.trainable_params():
+        parameter.requires_grad = parameter.name.startswith("head.")
+    return Job(
+        recipe=recipe,
+        model=model,
+        loss=ClassifyLoss(model, 0.0),
+        optimizer=LARS(
+            model.trainable_params(), momentum=recipe.momentum, trust=recipe.trust, weight_decay=recipe.weight_decay
+        ),
+        card=ModelCard(kind="classifier", model=model.config, classes=classes),
+        inputs=lambda batch, _place: [batch.images, batch.labels],
+    )
+
+
+def _classifier(config: Config, sizes: ModelConfig, classes: list[str], *, drop_path: float) -> VisionTransformer:
+    if config.init is None:  # train() refuses it; `mae plan` measures before there is a checkpoint
+        return VisionTransformer(sizes, len(classes), drop_path=drop_path, compute=config.compute)
+    return classifier_from_mae(Path(config.init), len(classes), sizes, drop_path=drop_path, compute=config.compute)

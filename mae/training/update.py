@@ -1,0 +1,343 @@
+"""What the device graph computes per step: normalised pixels, a loss, its gradients over all ranks, one update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from mae.config.sections import ModelConfig
+from mae.device.context import all_mean, float_status
+from mae.model.mae import MaskedAutoencoder
+from mae.model.vit import VisionTransformer
+from mae.training.optim import LARS, AdamW, LossScale
+
+Optimizer = Union[AdamW, LARS]
+BUCKET_BYTES = 32 << 20  # a ViT-B's gradients are 14 of them; torch's DDP takes 25 MB
+
+
+def normalise_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """Pixels (..., 3) between 0 and 255 -> float32, less the model's pixel mean, over its pixel standard deviation."""
+    shift, scale = (np.array(v, np.float32) * 255 for v in (config.pixel_mean, config.pixel_std))
+    return (pixels - shift) / scale
+
+
+class Normalise(nn.Cell):
+    """`normalise_pixels` in the graph: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.shift = Tensor(np.array(config.pixel_mean, np.float32) * 255)
+        self.scale = Tensor(1 / (np.array(config.pixel_std, np.float32) * 255))
+
+    def construct(self, images: Tensor) -> Tensor:
+        return ((images.astype(ms.float32) - self.shift) * self.scale).transpose(0, 3, 1, 2)
+
+
+class PretrainLoss(nn.Cell):
+    """Loss of a MAE on uint8 images."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise(model.config)
+
+    def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
+        return self.model(self.normalise(images), ids_keep, ids_restore)
+
+
+class ClassifyLoss(nn.Cell):
+    """Cross entropy of a classifier on uint8 images, labels smoothed; of mixed images where the batch brings a map."""
+
+    def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise(model.config)
+        self.label_smoothing = label_smoothing
+        self.drop_path = model.drop_path
+        self.reverse = ops.ReverseV2(axis=[0])
+
+    def construct(self, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8, (N,) int32, what was drawn for them -> mean loss.
+
+        Drawn are, each where the recipe has it, `job.branches`'s (N, depth, 2) and `mixup.keep_map`'s (H, W), float32.
+        An image is mixed with its opposite in the batch, its label in the proportion in which its pixels remain.
+        """
+        pixels = self.normalise(images)
+        branches = None
+        if self.drop_path:
+            branches = drawn[0]
+            drawn = drawn[1:]
+        if drawn:
+            pixels = pixels * drawn[0] + self.reverse(pixels) * (1 - drawn[0])
+        log_probabilities = ops.log_softmax(self.model(pixels, branches), -1)
+        true = ops.one_hot(labels, log_probabilities.shape[1], 1.0 - self.label_smoothing, 0.0)
+        target = true + self.label_smoothing / log_probabilities.shape[1]
+        if drawn:
+            share = drawn[0].mean()
+            target = target * share + self.reverse(target) * (1 - share)
+        return -(target * log_probabilities).sum(-1).mean()
+
+
+class Gradients(nn.Cell):
+    """What one batch tells on this rank: (1,) float32, its loss, and the gradients, scaled as the loss is.
+
+    On a device that saturates it tells (2,), the second 1 if anything overflowed or was no number, else 0.
+    """
+
+    def __init__(self, loss: nn.Cell, parameters: Sequence[Parameter]) -> None:
+        super().__init__(auto_prefix=False)
+        self.value_and_grad = ms.value_and_grad(loss, None, parameters)
+        status = float_status()
+        self.saturates = status is not None
+        if status is not None:
+            self.clear, self.read = status
+        self.told = 2 if self.saturates else 1
+        self.no_fault = Tensor(np.zeros(8, np.int32))
+
+    def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if not self.saturates:
+            loss, gradients = self.value_and_grad(*batch)
+            return loss.reshape(1), gradients
+        images = ops.depend(batch[0], self.clear(self.no_fault))
+        loss, gradients = self.value_and_grad(images, *batch[1:])
+        status = self.read(ops.depend(self.no_fault, (loss, gradients)))
+        return ops.stack([loss, (status != 0).astype(ms.float32).max()]), gradients
+
+
+class Combine(nn.Cell):
+    """What `Gradients` tells, and its gradients, averaged over all ranks, and the gradients' norm.
+
+    They travel in buckets of whole parameters, in the model's order. A bucket waits for the gradients in it and for no
+    others, so that those of late layers are on their way while those of early ones are still computed.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], ranks: int, told: int) -> None:
+        super().__init__()
+        self.spans = bucket_spans([4 * p.size for p in parameters], BUCKET_BYTES)
+        self.buckets = nn.CellList(
+            [
+                _Bucket([p.shape for p in parameters[first:last]], ranks, number, told if number == 0 else 0)
+                for number, (first, last) in enumerate(self.spans)
+            ]
+        )
+
+    def construct(self, told: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        averaged, squares = gradients[:0], ops.zeros((), ms.float32)
+        for bucket, span in zip(self.buckets, self.spans):
+            own = gradients[span[0] : span[1]]
+            if span[0] == 0:  # whose gradients come last
+                own = (told, *own)
+            own, square = bucket(own)
+            averaged, squares = averaged + own, squares + square
+        return averaged[0], averaged[1:], ops.sqrt(squares)
+
+
+class _Bucket(nn.Cell):
+    """Tensors averaged over all ranks in one all-reduce of one flat tensor, and the sum of the gradients' squares."""
+
+    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int, told: int) -> None:
+        super().__init__()
+        self.ranks, self.told = ranks, told  # numbers before the gradients
+        self.sizes = [math.prod(shape) for shape in ([(told,), *shapes] if told else shapes)]
+        self.map = ops.HyperMap()
+        if ranks > 1:
+            self.all_mean = all_mean(number)
+
+    def construct(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+        flat = ops.concat(self.map(_flat, tensors))  # one sum over it is 4 times faster than one per tensor
+        if self.ranks > 1:
+            flat = self.all_mean(flat)
+            tensors = self.map(_shaped, ops.split(flat, self.sizes), tensors)
+        if self.told:
+            flat = flat[self.told :]
+        return tensors, ops.square(flat).sum()
+
+
+def bucket_spans(sizes: Sequence[int], bucket_bytes: int) -> list[tuple[int, int]]:
+    """First and last (exclusive) of consecutive `sizes` (bytes) that fill a bucket; a larger one has its own.
+
+    Filled from the end, where the backward pass begins.
+    """
+    spans, last, filled = [], len(sizes), 0
+    for number in range(len(sizes) - 1, -1, -1):
+        if filled and filled + sizes[number] > bucket_bytes:
+            spans.append((number + 1, last))
+            last, filled = number + 1, 0
+        filled += sizes[number]
+    return [(0, last), *reversed(spans)]
+
+
+# What is done to each parameter or gradient, by HyperMap: a loop in `construct` takes twice as long to compile.
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _shaped(part: Tensor, like: Tensor) -> Tensor:
+    return part.reshape(like.shape)
+
+
+def _mean(count: int, total: Tensor, last: Tensor) -> Tensor:
+    return (total + last) / count
+
+
+def _scaled(factor: Tensor, gradient: Tensor) -> Tensor:
+    return gradient * factor
+
+
+def _or_zero(applied: Tensor, gradient: Tensor) -> Tensor:
+    return ops.select(applied > 0, gradient, ops.zeros_like(gradient))
+
+
+def _cleared(total: Parameter, gradient: Tensor) -> Tensor:
+    return ops.assign(total, ops.zeros_like(gradient))
+
+
+def _moved(share: float, applied: Tensor, average: Parameter, parameter: Parameter) -> Tensor:
+    return ops.assign(average, average + (1 - share) * applied * (parameter - average))
+
+
+class _ScaledLoss(nn.Cell):
+    def __init__(self, loss: nn.Cell, scale: Parameter) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss, self.scale = loss, scale
+
+    def construct(self, *batch: Tensor) -> Tensor:
+        return self.loss(*batch) * self.scale
+
+
+class Report(NamedTuple):
+    """What an update tells, in the order of the tensor that it returns."""
+
+    loss: float  # mean over ranks and accumulated batches
+    grad_norm: float  # before clipping
+    loss_scale: float  # of the next update
+    overflows: int  # updates skipped so far
+    halted: int  # updates not applied since one had no finite loss or gradient, itself counted
+    saturated: bool  # the device had to, so that loss and norm are no more than finite
+
+    @classmethod
+    def read(cls, tensor: Tensor) -> Report:
+        """Waits for the device."""
+        loss, grad_norm, loss_scale, overflows, halted, saturated = tensor.asnumpy().tolist()
+        return cls(loss, grad_norm, loss_scale, int(overflows), int(halted), saturated > 0)
+
+
+class Update(nn.Cell):
+    """One optimiser update from one batch per rank and what `Accumulate` has gathered before.
+
+    Args:
+        loss: a cell that maps a batch to its mean loss.
+        optimizer: of what is trained.
+        ranks: processes that update together.
+        accum_iter: batches per update, averaged; sums are float32.
+        clip_grad: largest norm of all gradients together; longer ones are shortened to it (as torch's clip_grad_norm_).
+        ema: share of the old value that an exponential moving average of the parameters keeps per update.
+        dynamic_scale: scale the loss for float16.
+    """
+
+    def __init__(
+        self,
+        loss: nn.Cell,
+        optimizer: Optimizer,
+        *,
+        ranks: int,
+        accum_iter: int,
+        clip_grad: float | None = None,
+        ema: float | None = None,
+        dynamic_scale: bool = False,
+    ) -> None:
+        super().__init__(auto_prefix=False)
+        self.loss_scale = LossScale(dynamic=dynamic_scale)
+        scaled = _ScaledLoss(loss, self.loss_scale.scale) if dynamic_scale else loss
+        self.gradients = Gradients(scaled, optimizer.params)
+        self.optimizer = optimizer
+        self.accum_iter, self.clip_grad, self.ema = accum_iter, clip_grad, ema
+        self.dynamic_scale = dynamic_scale
+        self.state = [*optimizer.state, *self.loss_scale.state]
+        self.combine = Combine(optimizer.params, ranks, self.gradients.told)
+        self.map = ops.HyperMap()
+        if accum_iter > 1:
+            self.sums = optimizer.params.clone("accumulated", init="zeros")
+            told = Tensor(np.zeros(self.gradients.told, np.float32))
+            self.told_sum = Parameter(told, name="accumulated_loss", requires_grad=False)
+        if ema is not None:
+            self.averages = optimizer.params.clone("ema")
+            self.state += list(self.averages)
+
+    def construct(self, lr: Tensor, *batch: Tensor) -> Tensor:
+        """`lr` () float32 -> the values of `Report`."""
+        told, gradients = self.gradients(*batch)
+        if self.accum_iter > 1:
+            told = (told + self.told_sum) / self.accum_iter
+            gradients = self.map(ops.partial(_mean, self.accum_iter), self.sums, gradients)
+        told, gradients, norm = self.combine(told, gradients)
+        loss = told[0]
+        saturated = told[1] if self.gradients.saturates else ops.zeros((), ms.float32)
+        factor = ops.ones((), ms.float32)
+        if self.dynamic_scale:
+            factor = 1 / self.loss_scale.scale
+            loss, norm = loss * factor, norm * factor
+        applied = self.loss_scale(loss, norm, saturated)
+        if self.clip_grad is not None:
+            factor = factor * ops.minimum(self.clip_grad / (norm + 1e-6), 1.0)
+        if self.dynamic_scale or self.clip_grad is not None:
+            gradients = self.map(ops.partial(_scaled, factor), gradients)
+        gradients = self.map(ops.partial(_or_zero, applied), gradients)
+        state = self.loss_scale
+        counts = [state.scale.value(), state.overflows.value(), state.halted.value()]
+        report = ops.stack([loss, norm, *counts, saturated])
+        done = ops.depend(report, self.optimizer(gradients, lr, applied))
+        if self.accum_iter > 1:
+            done = ops.depend(done, ops.assign(self.told_sum, ops.zeros_like(told)))
+            done = ops.depend(done, self.map(_cleared, self.sums, gradients))
+        if self.ema is not None:
+            moved = ops.partial(_moved, self.ema, applied)
+            done = ops.depend(done, self.map(moved, self.averages, self.optimizer.params))
+        return done
+
+
+class Accumulate(nn.Cell):
+    """Add one batch's gradients and loss to the sums of an `Update`."""
+
+    def __init__(self, update: Update) -> None:
+        super().__init__(auto_prefix=False)
+        self.gradients = update.gradients
+        self.sums, self.told_sum = update.sums, update.told_sum
+        self.map = ops.HyperMap()
+
+    def construct(self, *batch: Tensor) -> Tensor:
+        """Returns what this rank's batch tells, as `Gradients` does."""
+        told, gradients = self.gradients(*batch)
+        told = ops.depend(told, ops.assign_add(self.told_sum, told))
+        return ops.depend(told, self.map(ops.assign_add, self.sums, gradients))
+
+
+class Classify(nn.Cell):
+    """Logits (N, classes) of uint8 images (N, H, W, 3)."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise(model.config)
+
+    def construct(self, images: Tensor) -> Tensor:
+        return self.model(self.normalise(images))
+
+
+class Reconstruct(nn.Cell):
+    """Predicted patches (N, L, p*p*3) and mask (N, L) of uint8 images (N, H, W, 3)."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise(model.config)
+
+    def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.reconstruct(self.normalise(images), ids_keep, ids_restore)

@@ -1,0 +1,223 @@
+"""Files that hold weights: torch, safetensors and MindSpore, as name -> array and what the file says besides.
+
+Nothing in a file is executed: torch files are read with `weights_only`, and the one class that is let in beside
+tensors is `argparse.Namespace`, in which upstream keeps its arguments.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import uuid
+import warnings
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.numpy import save
+
+from datasets.base.files import InputError, atomic_write
+from mae.runs.checkpoint import ModelCard
+
+TORCH, SAFETENSORS, MINDSPORE = (".pth", ".pt", ".bin"), ".safetensors", ".ckpt"
+CARD = "maeflow"  # key of the card in every kind of file
+_NESTS = ("model", "state_dict", "module")  # where training scripts put the weights
+
+_MOMENTS = ("adam_m.", "adam_v.", "moment1.", "moment2.")  # in training checkpoints that MindFormers wrote
+_COUNTERS = {
+    *("beta1_power", "beta2_power", "global_step", "current_iterator_step", "last_overflow_iterator_step"),
+    *("scale_sense", "learning_rate", "epoch_num", "step_num", "loss_scale"),
+}
+
+
+class WeightFile(NamedTuple):
+    """What one file holds."""
+
+    weights: dict[str, np.ndarray]
+    card: Optional[ModelCard] = None
+    args: Mapping[str, Any] = MappingProxyType({})  # of the training script, in upstream's files
+    changed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+def read_file(path: Path) -> WeightFile:
+    """Every tensor of a file; halves become float32, which is exact.
+
+    Raises:
+        InputError: the file is missing, damaged, of no known suffix, or holds something that would have to be executed.
+    """
+    if not path.is_file():
+        raise InputError(path, expected="a weight file", found="no such file", todo="check the path")
+    readers = {SAFETENSORS: _read_safetensors, MINDSPORE: _read_mindspore, **dict.fromkeys(TORCH, _read_torch)}
+    if path.suffix not in readers:
+        known = ", ".join([*TORCH, SAFETENSORS, MINDSPORE])
+        raise InputError(path, expected=f"one of {known}", found=path.suffix or "no suffix", todo="rename the file")
+    file = readers[path.suffix](path)
+    weights, changed = _float32(file.weights)
+    broken = [name for name, value in weights.items() if value.dtype == np.float32 and not np.isfinite(value).all()]
+    if broken:
+        todo = "give a checkpoint from before the run diverged"
+        raise InputError(path, expected="finite weights", found=f"NaN or infinity in {', '.join(broken)}", todo=todo)
+    return file._replace(weights=weights, changed=(*file.changed, *changed))
+
+
+def write_file(path: Path, weights: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    """Write weights and card as the suffix says, atomically.
+
+    Raises:
+        InputError: no such format, or a torch file without torch.
+    """
+    text = card.model_dump_json()
+    whole = {name: np.asarray(value, order="C") for name, value in weights.items()}
+    if path.suffix == SAFETENSORS:
+        atomic_write(path, save(whole, metadata={CARD: text, "format": "pt"}))
+    elif path.suffix in TORCH:
+        _write_torch(path, whole, text)
+    elif path.suffix == MINDSPORE:
+        _write_mindspore(path, whole, text)
+    else:
+        known = ", ".join([*TORCH, SAFETENSORS, MINDSPORE])
+        todo = "choose the format by the suffix; a folder has none"
+        raise InputError(path, expected=f"one of {known}", found=path.suffix, todo=todo)
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            card = _card((file.metadata() or {}).get(CARD), path)
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
+            if "BF16" not in kinds.values():
+                return WeightFile({name: file.get_tensor(name) for name in names}, card)
+            weights = {name: file.get_tensor(name) for name in names if kinds[name] != "BF16"}
+        for name, entry in deserialize(path.read_bytes()):  # NumPy has no bfloat16: the upper half of a float32
+            if name not in weights:
+                halves = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
+                weights[name] = halves.view(np.float32).reshape(entry["shape"])
+    except (OSError, SafetensorError) as error:
+        todo = "check the path, or fetch the file again"
+        raise InputError(path, expected="a safetensors file", found=str(error), todo=todo) from None
+    return WeightFile(weights, card, changed=tuple(f"{n}: bfloat16 -> float32" for n in names if kinds[n] == "BF16"))
+
+
+def _read_torch(path: Path) -> WeightFile:
+    torch = _torch(path)
+    try:
+        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        todo = "save the state dict alone: torch.save(model.state_dict(), path)"
+        names = re.findall(r"GLOBAL (\S+)", str(error))  # the rest of torch's text advises to execute the file
+        found = f"other objects: {', '.join(names)}" if names else "a pickle that may execute code, or no torch file"
+        raise InputError(path, expected="tensors and nothing to execute", found=found, todo=todo) from None
+    except Exception as error:  # torch's unpickler raises KeyError, IndexError and others for what is no torch file
+        found = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(path, expected="a torch file", found=found, todo="fetch it again") from None
+    if not isinstance(content, Mapping):
+        todo = "save the state dict: torch.save(model.state_dict(), path)"
+        raise InputError(path, expected="a state dict", found=type(content).__name__, todo=todo)
+    nest = next((key for key in _NESTS if isinstance(content.get(key), Mapping)), None)
+    state = content if nest is None else content[nest]
+    dropped = () if nest is None else tuple(str(key) for key in content if key not in (nest, "args", CARD))
+    weights: dict[str, np.ndarray] = {}
+    changed: list[str] = []
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            todo = "give a checkpoint whose model is a state dict"
+            raise InputError(f"{path}: {name}", expected="a tensor", found=type(value).__name__, todo=todo)
+        if value.dtype == torch.bfloat16:
+            changed.append(f"{name}: bfloat16 -> float32")
+            value = value.float()
+        weights[str(name).removeprefix("module.")] = value.detach().numpy()
+    args = content.get("args") if nest is not None else None
+    card = content.get(CARD) if nest is not None else None
+    return WeightFile(
+        weights,
+        _card(card, path),
+        dict(vars(args)) if isinstance(args, Namespace) else dict(args or {}),
+        tuple(changed),
+        dropped,
+    )
+
+
+def _read_mindspore(path: Path) -> WeightFile:
+    import mindspore as ms
+
+    try:
+        content = ms.load_checkpoint(str(path))
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(path, expected="a MindSpore checkpoint", found=found, todo="fetch it again") from None
+    card = content.pop(CARD, None)
+    dropped = tuple(name for name in content if name.startswith(_MOMENTS) or name in _COUNTERS)
+    weights: dict[str, np.ndarray] = {}
+    changed: list[str] = []
+    for name in content.keys() - set(dropped):
+        value = content[name]
+        if getattr(value, "dtype", None) == ms.bfloat16:
+            changed.append(f"{name}: bfloat16 -> float32")
+            value = value.astype(ms.float32)
+        weights[name] = value.asnumpy() if hasattr(value, "asnumpy") else np.asarray(value)
+    return WeightFile(weights, _card(card, path), {}, tuple(changed), dropped)
+
+
+def _write_torch(path: Path, weights: Mapping[str, np.ndarray], card: str) -> None:
+    torch = _torch(path)
+    content = io.BytesIO()
+    torch.save({"model": {name: torch.from_numpy(value) for name, value in weights.items()}, CARD: card}, content)
+    atomic_write(path, content.getvalue())
+
+
+def _write_mindspore(path: Path, weights: Mapping[str, np.ndarray], card: str) -> None:
+    import mindspore as ms
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(
+        f"{path.name}.partial-{uuid.uuid4().hex[:8]}{MINDSPORE}"
+    )  # MindSpore insists on the suffix
+    try:
+        entries = [{"name": name, "data": ms.Tensor(value)} for name, value in weights.items()]
+        ms.save_checkpoint(entries, str(partial), append_dict={CARD: card})
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _card(text: object, path: Path) -> ModelCard | None:
+    if text is None:
+        return None
+    try:
+        return ModelCard.model_validate(json.loads(str(text)))
+    except (ValueError, ValidationError) as error:
+        todo = "convert the original again"
+        found = str(error).splitlines()[0]
+        raise InputError(path, expected="a model description of this release", found=found, todo=todo) from None
+
+
+def _float32(weights: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Floating-point tensors as float32; integers (counters) as they are."""
+    found, changed = {}, []
+    for name, value in weights.items():
+        if np.issubdtype(value.dtype, np.floating) and value.dtype != np.float32:
+            changed.append(f"{name}: {value.dtype} -> float32")
+            value = value.astype(np.float32)
+        found[name] = value
+    return found, changed
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        todo = "pip install -e '.[torch]' -c constraints.txt where maeflow lies"
+        raise InputError(path, expected="torch, which reads and writes such files", found="none", todo=todo) from None
+    return torch
