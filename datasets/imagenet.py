@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Optional
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.unpacking.archive import opened
 
 CLASSES = 1000

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 
 MARKERS = {"sample": "sample.json", "unpack": "unpack.json"}  # what our own commands leave beside train/ and val/
 UNLABELLED = "unlabelled"

@@ -18,15 +18,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.base.files import (
-    InputError,
-    PathLike,
-    StageResult,
-    atomic_directory,
-    file_digest,
-    refuse_foreign,
-    write_json,
-)
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, atomic_directory, refuse_foreign, write_json
 from datasets.layout import MARKERS
 
 logger = logging.getLogger(__name__)

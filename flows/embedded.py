@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from flows.job import prepare
 from flows.processes import healthy, own_environment, start
 from mae.launch.ranks import RanksFailed

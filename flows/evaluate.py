@@ -9,7 +9,7 @@ from prefect import flow
 
 import tasks.evaluate
 import tasks.history
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
 from mae.config.sections import Config, load_config

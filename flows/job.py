@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import Config, load_config
 from mae.device.context import check_target
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.launch.process_tree import started, with_variable
 
 STARTUP_SECONDS = 120  # a first start writes the database's schema: about 8 s on two quiet cores

@@ -10,7 +10,7 @@ from prefect import Flow
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import DataConfig
 
 P = ParamSpec("P")

@@ -18,7 +18,8 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from datasets.base.files import InputError, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from flows.processes import Started, healthy, own_environment, start
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,7 +25,8 @@ import tasks.shard
 import tasks.train
 import tasks.unpack
 import tasks.validate
-from datasets.base.files import InputError, StageResult
+from datasets.base.errors import InputError
+from datasets.base.files import StageResult
 from datasets.records.index import Records
 from datasets.records.shard import sole_writer
 from datasets.sample import SampleData

@@ -9,7 +9,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from datasets.base.files import InputError, StageResult
+from datasets.base.errors import InputError
+from datasets.base.files import StageResult
 from mae.config.sections import Target
 
 # MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.

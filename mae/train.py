@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.base.files import InputError, StageResult, atomic_write, no_room, room_for, value_digest, write_json
+from datasets.base.digests import value_digest
+from datasets.base.errors import InputError, no_room, room_for
+from datasets.base.files import StageResult, atomic_write, write_json
 from datasets.batches.batches import steps_per_epoch
 from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
 from datasets.records.check import check_files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.base.files import value_digest
+from datasets.base.digests import value_digest
 from mae.cluster.inventory import cluster_table, load_cluster
 from mae.cluster.rank_table import RankTableFile, check, generate, local_table
 from mae.config.sections import DeviceConfig

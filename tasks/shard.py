@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.base.parallel import apart
 from datasets.records.index import Records, load_index
 from datasets.records.shard import Plan, records_directory

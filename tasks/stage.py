@@ -15,7 +15,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
-from datasets.base.files import InputError, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
 
 P = ParamSpec("P")
 R = TypeVar("R")

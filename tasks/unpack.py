@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.base.files import value_digest
+from datasets.base.digests import value_digest
 from datasets.unpacking.unpack import MARKER, Unpacked
 from datasets.unpacking.unpack import unpack as unpack_archives
 from mae.config.sections import DataConfig

@@ -5,9 +5,7 @@ Lowest module of the project: it imports nothing of it.
 
 from __future__ import annotations
 
-import errno
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -17,33 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from datasets.base.errors import InputError
+
 PathLike = Union[str, Path]
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class InputError(Exception):
-    """The input or the run is at fault, and repeating the same call cannot help (exit code 1).
-
-    Args:
-        where: file, key or machine in which the fault was found.
-        expected: what would have been right.
-        found: what was there instead.
-        todo: what the user does next.
-    """
-
-    def __init__(self, where: object, *, expected: str, found: str, todo: str) -> None:
-        super().__init__(f"{where}: expected {expected}, found {found}; {todo}")
-
-    @classmethod
-    def from_message(cls, message: str) -> InputError:
-        """The same error again, from its text: how it crosses from one process to another."""
-        return cls.__new__(cls, message)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).from_message, (str(self),)
 
 
 class StageResult(BaseModel):
@@ -122,23 +98,6 @@ def refuse_foreign(directory: PathLike, marker: str) -> None:
     )
 
 
-@contextmanager
-def room_for(what: str, directory: PathLike) -> Iterator[None]:
-    """Make an InputError of a full disk, an exhausted quota and a limit on the size of files."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise no_room(what, directory, str(error.strerror)) from None
-
-
-def no_room(what: str, directory: PathLike, found: str) -> InputError:
-    """What is raised where a disk cannot take what should be written to `directory`."""
-    todo = "free some, or choose another disk, and run it again"
-    return InputError(directory, expected=f"room for {what}", found=found, todo=todo)
-
-
 def atomic_write(path: PathLike, content: Union[str, bytes]) -> None:
     """Write one file so that a reader sees the old content or the new, never a part."""
     path = Path(path)
@@ -156,35 +115,6 @@ def atomic_write(path: PathLike, content: Union[str, bytes]) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     atomic_write(path, json.dumps(value, indent=2) + "\n")
-
-
-def file_digest(path: PathLike) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def checksum(data: bytes) -> bytes:
-    """XXH3-128 of bytes: finds any damage at the speed of memory, where SHA-256 costs as much as all else; no proof
-    against a forger."""
-    return xxhash.xxh3_128_digest(data)
-
-
-def file_checksum(path: PathLike) -> str:
-    """XXH3-128 of a file's bytes, as "xxh3:" and hex (`xxhsum -H2` prints the same)."""
-    found = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            found.update(block)
-    return f"xxh3:{found.hexdigest()}"
-
-
-def value_digest(value: Any) -> str:
-    """First 12 hex digits of the SHA-256 of a JSON value with sorted keys: names a directory by its inputs."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def fsync(path: Path) -> None:

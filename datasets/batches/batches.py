@@ -17,7 +17,8 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.batches.augment import Augmentation, augmented, draws
 from datasets.batches.rand_augment import RandAugment, rand_augmented
 from datasets.batches.random_erasing import Erasing, erase

@@ -11,7 +11,8 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.images.inspect import to_rgb
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 
 ACTIONS = ("fail", "exclude", "convert", "accept")
 Policy = Mapping[str, str]  # fault: action, for every fault

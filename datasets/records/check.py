@@ -6,7 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.base.parallel import in_processes
 from datasets.images.inspect import stored_bytes
 from datasets.manifest.faults import fault_names

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datasets.base.files import InputError, PathLike, StageResult, file_checksum, file_digest, value_digest
+from datasets.base.digests import file_checksum, file_digest, value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult
 from datasets.manifest.rows import MANIFEST
 
 INDEX = "index.json"

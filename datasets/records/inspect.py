@@ -11,7 +11,8 @@ from typing import Any, Optional
 
 from PIL import Image
 
-from datasets.base.files import InputError, PathLike, StageResult, atomic_write
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, atomic_write
 from datasets.records.index import read_sources, source_rows
 
 _FIRST = 5  # rows shown of a shard

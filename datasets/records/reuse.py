@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.base.lock import is_held
 from datasets.records.index import INDEX, damaged_files, load_index, read_stamps
 from datasets.records.plan import PlannedShard

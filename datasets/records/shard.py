@@ -21,7 +21,9 @@ from typing import Optional
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from datasets.base.files import InputError, PathLike, fsync, no_room, refuse_foreign, room_for, value_digest, write_json
+from datasets.base.digests import value_digest
+from datasets.base.errors import InputError, no_room, room_for
+from datasets.base.files import PathLike, fsync, refuse_foreign, write_json
 from datasets.base.lock import exclusive
 from datasets.base.parallel import in_processes
 from datasets.manifest.rows import MANIFEST

@@ -21,7 +21,9 @@ from typing import Any, NamedTuple, Optional
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.base.files import InputError, checksum, file_checksum, no_room, room_for, write_json
+from datasets.base.digests import checksum, file_checksum
+from datasets.base.errors import InputError, no_room, room_for
+from datasets.base.files import write_json
 from datasets.images.inspect import stored_bytes
 from datasets.manifest.faults import fault_names
 from datasets.records.index import DATABASE, SCHEMA, SOURCES, SOURCES_SCHEMA, Shard, Stamp, stamp

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 
 BLOCK = 1 << 20  # bytes read at once; no header may be longer, so that a forged one cannot fill the memory
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}

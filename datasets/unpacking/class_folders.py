@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from datasets.base.files import InputError, room_for
+from datasets.base.errors import InputError, room_for
 from datasets.base.lock import shared
 from datasets.unpacking.archive import Archive, opened, opened_within, refuse
 from datasets.unpacking.placement import Inner, Parts, Placement

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, Optional
 
 from datasets import imagenet
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.unpacking.archive import Member, opened, safe_parts
 
 Parts = tuple[str, ...]

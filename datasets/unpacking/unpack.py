@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from datasets import imagenet
-from datasets.base.files import InputError, PathLike, StageResult, no_room, room_for, value_digest, write_json
+from datasets.base.digests import value_digest
+from datasets.base.errors import InputError, no_room, room_for
+from datasets.base.files import PathLike, StageResult, write_json
 from datasets.base.lock import exclusive
 from datasets.base.parallel import in_processes
 from datasets.layout import MARKERS

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.manifest.faults import outcome
 from datasets.manifest.rows import MANIFEST, SCHEMA, fault_counts
 from datasets.validation.parts import as_lists, warning_names

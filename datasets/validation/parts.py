@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, Optional
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.base.files import atomic_write, checksum, room_for
+from datasets.base.digests import checksum
+from datasets.base.errors import room_for
+from datasets.base.files import atomic_write
 from datasets.images.decoder import inspect_apart
 from datasets.images.inspect import MAGIC_BYTES, MAX_BYTES, Inspection, sniff, suffix_fault
 from datasets.layout import NO_CLASS, ClassFolder, is_held_out, is_hidden, list_files

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from datasets.base.files import InputError, PathLike, value_digest
+from datasets.base.digests import value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.expected import EXPECTED
 from datasets.layout import NO_CLASS, ClassFolder, class_folders, hold_out, is_hidden, list_files
 from datasets.manifest.faults import DEFAULTS, Policy

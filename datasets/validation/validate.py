@@ -15,17 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-from datasets.base.files import (
-    InputError,
-    PathLike,
-    StageResult,
-    file_digest,
-    fsync,
-    refuse_foreign,
-    room_for,
-    value_digest,
-    write_json,
-)
+from datasets.base.digests import file_digest, value_digest
+from datasets.base.errors import InputError, room_for
+from datasets.base.files import PathLike, StageResult, fsync, refuse_foreign, write_json
 from datasets.base.parallel import in_processes
 from datasets.layout import outside
 from datasets.manifest.faults import outcome

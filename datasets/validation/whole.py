@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.expected import EXPECTED
 from datasets.layout import NO_CLASS
 from datasets.manifest.faults import outcome

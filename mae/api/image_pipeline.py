@@ -12,7 +12,8 @@ from typing import Any, Union
 from mindspore import nn
 from PIL import Image
 
-from datasets.base.files import InputError, PathLike, atomic_write
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, atomic_write
 from mae.api.auto import weights
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import Encoder, VisionTransformer

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
-from datasets.base.files import InputError, PathLike, file_digest, value_digest
+from datasets.base.digests import file_digest, value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.records.index import INDEX
 from mae.api.auto import AutoConfig, weights
 from mae.api.image_pipeline import TASKS, for_task, pipeline

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 
 HCCN_TOOL_SECONDS = 30
 

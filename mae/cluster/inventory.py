@@ -12,7 +12,8 @@ from typing import Optional
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from datasets.base.files import InputError, PathLike
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from mae.cluster.rank_table import RankTableFile, check, make_server, merge_tables, read_table, write_table
 from mae.cluster.rank_table_rules import RankTable
 

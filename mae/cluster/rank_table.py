@@ -18,7 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from datasets.base.files import InputError, PathLike, StageResult, atomic_write, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, atomic_write
 from mae.cluster.hccn import device_addresses
 from mae.cluster.rank_table_rules import INVALID, MAX_SERVER_ID, Device, RankTable, Server, Violation, parse_table
 

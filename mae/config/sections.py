@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.batches.rand_augment import rand_augment
 from mae.masking import kept_patches
 from mae.training.schedule import base_lr

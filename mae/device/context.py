@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import DEMO_CONFIG, ComputeConfig, DeviceConfig
 from mae.device.shared_mean import SharedMean
 from mae.launch.process_tree import LAUNCH_DIR

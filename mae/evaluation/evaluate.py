@@ -20,7 +20,8 @@ import numpy as np
 from mindspore import Tensor
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from datasets.base.files import InputError, PathLike, StageResult, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, write_json
 from datasets.records.index import check_labelled, load_index
 from mae.config.sections import Config, LinearConfig
 from mae.device.context import setup

@@ -18,7 +18,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from datasets.base.files import InputError, PathLike, StageResult, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult
 from mae.device.context import setup
 from mae.export.onnx_graph import vit_graph
 from mae.model.vit import Encoder

@@ -26,7 +26,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.base.files import InputError, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from mae.launch.process_tree import LAUNCH_DIR, PARENT, end_tree, started
 
 GUARD = str(Path(__file__).with_name("process_tree.py"))

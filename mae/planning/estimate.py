@@ -11,7 +11,7 @@ from typing import NamedTuple, Optional
 
 from pydantic import BaseModel, ConfigDict
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.batches.batches import steps_per_epoch
 from datasets.records.index import load_index
 from mae.config.sections import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe

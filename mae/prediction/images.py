@@ -13,7 +13,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from datasets.base.files import InputError, PathLike, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike
 from datasets.images.inspect import MAX_BYTES, to_rgb
 from datasets.images.view import decode
 

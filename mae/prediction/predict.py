@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.base.files import InputError, PathLike, StageResult, atomic_write, file_digest, value_digest
+from datasets.base.digests import file_digest, value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, atomic_write
 from datasets.base.lock import exclusive
 from mae.api.auto import weights
 from mae.config.sections import DeviceConfig, Target

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, nn
 from PIL import Image
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.images.view import centre_view
 from mae.config.sections import ModelConfig
 from mae.masking import ids_from_noise

@@ -29,7 +29,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from datasets.base.files import InputError, PathLike, StageResult, atomic_write, value_digest
+from datasets.base.digests import value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, atomic_write
 from datasets.manifest.rows import MANIFEST
 from mae.config.sections import Config, load_config
 from mae.health.verdict import FILE as VERDICT

@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from datasets.base.files import InputError, atomic_directory, file_digest, value_digest, write_json
+from datasets.base.digests import file_digest, value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import atomic_directory, write_json
 from mae.config.sections import ModelConfig
 
 MODEL, EMA, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"

@@ -11,7 +11,8 @@ from typing import Optional
 
 from pydantic import BaseModel, ConfigDict
 
-from datasets.base.files import InputError, atomic_directory, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import atomic_directory, write_json
 from mae.config.sections import Config
 from mae.runs import checkpoint
 from mae.runs.failure import FALLBACK

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from datasets.base.files import value_digest, write_json
+from datasets.base.digests import value_digest
+from datasets.base.files import write_json
 from mae.config.sections import Config
 from mae.runs.inputs import run_inputs
 from mae.training.metrics import METRICS, read_lines, readings

@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.batches.batches import Batch, steps_per_epoch, train_batches
 from datasets.batches.rand_augment import rand_augment
 from datasets.batches.random_erasing import Erasing

@@ -9,7 +9,8 @@ from typing import Optional
 import numpy as np
 from pydantic import ConfigDict
 
-from datasets.base.files import InputError, StageResult
+from datasets.base.errors import InputError
+from datasets.base.files import StageResult
 from mae.config.sections import load_config
 from mae.runs import checkpoint
 from mae.runs.failure import CONFIG, FILE, INPUTS

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 from pydantic import ValidationError
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from mae.runs.checkpoint import ModelCard
 

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
-from datasets.base.files import InputError, PathLike, StageResult, atomic_directory, file_digest, write_json
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import PathLike, StageResult, atomic_directory, write_json
 from mae.model.pos_embed import interpolate
 from mae.runs import checkpoint
 from mae.runs.checkpoint import CONFIG, PREPROCESSOR, Conversion, ModelCard

@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
-from datasets.base.files import InputError, atomic_write
+from datasets.base.errors import InputError
+from datasets.base.files import atomic_write
 from mae.runs.checkpoint import ModelCard
 
 TORCH, SAFETENSORS, MINDSPORE = (".pth", ".pt", ".bin"), ".safetensors", ".ckpt"

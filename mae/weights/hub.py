@@ -16,7 +16,9 @@ import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional
 
-from datasets.base.files import InputError, file_digest, write_json
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from datasets.base.lock import exclusive
 from mae.config.sections import ModelConfig
 from mae.weights.download import NETWORK_ERRORS, download

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.runs.checkpoint import ModelCard
 from mae.weights.architecture import IMAGENET, Told

@@ -9,7 +9,7 @@ from typing import Any, Optional, Union
 import numpy as np
 from mindspore import Tensor, nn
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import ComputeConfig, ModelConfig
 from mae.device.context import DEFAULT_COMPUTE
 from mae.model.mae import MaskedAutoencoder

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.layout import outside
 from datasets.validation import plan
 from datasets.validation.parts import list_parts

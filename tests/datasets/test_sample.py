@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datasets import sample
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.sample import sample_root, unpack_sample
 
 FEW = {"train_per_class": 3, "val_per_class": 2}

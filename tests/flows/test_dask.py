@@ -14,7 +14,7 @@ import pytest
 from prefect import flow
 
 import tasks.shard
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.records.check import check
 from datasets.records.index import Records, load_index
 from datasets.records.shard import shard

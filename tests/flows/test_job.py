@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from flows.job import NEEDS, load_job, plan
 
 ALL = list(NEEDS)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from datasets.base.files import InputError, StageResult
+from datasets.base.errors import InputError
+from datasets.base.files import StageResult
 from flows.job import REAL_JOB, load_job
 from flows.pretrain import mae_pretrain
 from flows.stages import finished, stage

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from flows import processes
 from flows.processes import Started, own_environment, start
 from mae.launch.process_tree import with_variable

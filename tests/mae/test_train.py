@@ -7,7 +7,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from datasets.base.files import InputError, file_digest, write_json
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from mae.evaluation.evaluate import evaluate
 from mae.launch.process_tree import started
 from mae.runs import checkpoint

@@ -8,7 +8,8 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from datasets.base.files import InputError, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
 from tasks import stage
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError, atomic_directory, checksum, file_checksum, refuse_foreign
+from datasets.base.digests import checksum, file_checksum
+from datasets.base.errors import InputError
+from datasets.base.files import atomic_directory, refuse_foreign
 from datasets.records.check import check
 from datasets.records.shard import shard
 from datasets.sample import unpack_sample

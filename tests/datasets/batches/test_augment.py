@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.batches.augment import DRAWS, Augmentation, augmented, crop_box, draws, rgbx
 from datasets.images.view import decode
 

@@ -10,7 +10,8 @@ import pytest
 from mindspore.mindrecord import FileReader
 from PIL import Image
 
-from datasets.base.files import InputError, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from datasets.batches.augment import Augmentation, crop_box, draws
 from datasets.batches.batches import epoch_order, ordered_batches, steps_per_epoch, train_batches
 from datasets.batches.rand_augment import rand_augment, rand_augmented

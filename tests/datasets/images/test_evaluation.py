@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.images.view import centre_view, decode
 
 EXIF_ORIENTATION = 0x0112

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets import imagenet
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.images.inspect import stored_bytes
 from datasets.manifest.faults import DEFAULTS, FAULTS, conversions, outcome, parse_policy
 from datasets.manifest.rows import read_manifest

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets.base.files import InputError, file_checksum
+from datasets.base.digests import file_checksum
+from datasets.base.errors import InputError
 from datasets.records.check import check
 from datasets.records.index import load_index
 from datasets.records.inspect import inspect_record, inspect_shard

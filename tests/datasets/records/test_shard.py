@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.manifest.faults import DEFAULTS, parse_policy
 from datasets.manifest.rows import read_manifest
 from datasets.records.check import check

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.records.check import check
 from datasets.records.shard import shard
 from datasets.validation.validate import validate

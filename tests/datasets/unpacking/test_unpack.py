@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from datasets import imagenet
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.unpacking.unpack import unpack
 from tests.datasets.tars import (
     SYNSETS,

@@ -11,7 +11,8 @@ import threading
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.base.files import InputError, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
 from datasets.manifest.rows import read_manifest
 from datasets.validation.plan import Options
 from datasets.validation.validate import load_validation, validate, validation_directory

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.validation.validate import validate
 from tests.datasets.conftest import encode, picture
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae import AutoConfig, AutoModel
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.images.view import centre_view
 from mae import AutoModel, load_image, pipeline
 from mae.api.image_pipeline import for_task

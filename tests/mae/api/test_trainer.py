@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.records.index import load_index
 from mae import Trainer
 from mae.config.sections import ModelConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.cluster.inventory import cluster_table, count_servers, load_cluster
 from mae.cluster.rank_table import check, make_server, merge_tables, write_table
 from mae.cluster.rank_table_rules import RankTable

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.cluster.rank_table import check, generate, local_table, merge, parse_device_range, parse_visible_devices
 
 # The samples that the MindFormers model card of MAE prints: one server of eight NPUs ...

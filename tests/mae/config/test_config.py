@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import dump_config, load_config, parse_config
 
 MINIMAL = {

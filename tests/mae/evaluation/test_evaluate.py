@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import LinearConfig, ModelConfig
 from mae.evaluation.evaluate import _linear_judge, _neighbours_judge, evaluate
 from mae.evaluation.features import Features, in_fixed_batches, pixel_features, split_features

@@ -11,7 +11,8 @@ import pytest
 from mindspore import Tensor
 from mindspore.train.mind_ir_pb2 import ModelProto
 
-from datasets.base.files import InputError, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
 from mae.config.sections import ComputeConfig, ModelConfig
 from mae.device.context import setup
 from mae.export import onnx_graph

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from mae.launch import ranks as launch
 from mae.launch.process_tree import LAUNCH_DIR, members
 from mae.launch.ranks import RanksFailed, msrun_command, rank_main, reap, run_ranks

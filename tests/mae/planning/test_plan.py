@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig, load_config, parse_config
 from mae.model.mae import MaskedAutoencoder
 from mae.model.sizes import encoder_flops, mae_flops

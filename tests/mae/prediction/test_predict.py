@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.evaluation.evaluate import evaluate
 from mae.prediction.predict import predict

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datasets.base.files import InputError, file_digest, value_digest
+from datasets.base.digests import file_digest, value_digest
+from datasets.base.errors import InputError
 from mae.config.sections import dump_config, parse_config
 from mae.report.page import MOST_PICTURES, MOST_POINTS, report
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.evaluation.features import seeded_mae
 from mae.runs import checkpoint

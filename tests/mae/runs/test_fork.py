@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.report.page import report
 from mae.runs import checkpoint
 from mae.runs.fork import FORK, fork

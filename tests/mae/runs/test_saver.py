@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.runs import checkpoint, saver
 from mae.runs.saver import Saver

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.records.shard import shard
 from mae.train import run_directory, train
 from tests.mae.test_train import with_

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from datasets.base.files import InputError, write_json
+from datasets.base.errors import InputError
+from datasets.base.files import write_json
 from datasets.batches.batches import epoch_order
 from datasets.records.index import source
 from mae.cli import app

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.runs import checkpoint
 from mae.runs.failure import failures
 from mae.train import _resolved, run_directory, train

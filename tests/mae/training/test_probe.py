@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from datasets.batches.batches import ordered_batches
 from mae.config.sections import load_config
 from mae.evaluation.evaluate import evaluate

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from datasets.base.files import InputError, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
 from mae.evaluation.evaluate import evaluate
 from mae.runs import checkpoint
 from mae.weights.convert import convert, read

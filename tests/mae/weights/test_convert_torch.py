@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 from mindspore import Tensor  # noqa: E402
 
-from datasets.base.files import InputError  # noqa: E402
+from datasets.base.errors import InputError  # noqa: E402
 from mae.model.pos_embed import interpolate  # noqa: E402
 from mae.runs.checkpoint import model_file  # noqa: E402
 from mae.training.update import Classify  # noqa: E402

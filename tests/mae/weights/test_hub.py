@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from datasets.base.files import InputError, file_digest
+from datasets.base.digests import file_digest
+from datasets.base.errors import InputError
 from mae.weights import hub
 from tests.mae.made_weights import TINY
 from tests.mae.servers import Cut, Served
