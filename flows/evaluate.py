@@ -12,7 +12,8 @@ import tasks.history
 from datasets.base.errors import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
-from mae.config.sections import Config, load_config
+from mae.config.load import load_config
+from mae.config.sections import Config
 from mae.launch.ranks import RanksFailed
 from mae.runs import checkpoint
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 
 from datasets.base.errors import InputError
-from mae.config.sections import Config, load_config
+from mae.config.load import load_config
+from mae.config.sections import Config
 from mae.device.context import check_target
 
 # What each stage needs before it. A data root of one's own takes the place of sample-data.

@@ -11,7 +11,7 @@ from flows import stages as run
 from flows.job import REAL_JOB
 from flows.stages import finished, workspace_path
 from mae.cluster.rank_table import RankTableFile
-from mae.config.sections import load_config
+from mae.config.load import load_config
 
 
 @flow(name="mae-rank-table")

@@ -181,7 +181,7 @@ def train(
     assert config is not None
     from rich.console import Console
 
-    from mae.config.sections import load_config
+    from mae.config.load import load_config
     from mae.train import train as run
 
     job, console = load_config(config, overrides or []), Console(stderr=True)
@@ -200,7 +200,7 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint by a protocol."""
     from mae.api.auto import weights
-    from mae.config.sections import load_config
+    from mae.config.load import load_config
     from mae.data import prepare
     from mae.evaluation.evaluate import evaluate as run
     from mae.runs.checkpoint import run_directory
@@ -258,7 +258,7 @@ def convert(
 ) -> None:
     """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
     from mae.api.auto import weights
-    from mae.config.sections import parse_overrides
+    from mae.config.load import parse_overrides
     from mae.weights.convert import convert as run
 
     told = parse_overrides(settings or [])
@@ -277,7 +277,7 @@ def plan(
 ) -> None:
     """Steps, hours, memory, disk, checkpoints, failures, each with its sum; on a CPU some steps are really run."""
     from mae.cluster.inventory import count_servers
-    from mae.config.sections import load_config
+    from mae.config.load import load_config
     from mae.planning.estimate import plan as estimate
 
     job = load_config(config, overrides or [])

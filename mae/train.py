@@ -15,7 +15,8 @@ from datasets.batches.batches import steps_per_epoch
 from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
 from datasets.records.check import check_files
 from datasets.records.index import Records, check_labelled, load_index
-from mae.config.sections import Config, PretrainConfig, dump_config
+from mae.config.load import dump_config
+from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target
 from mae.health.follow import Follower
 from mae.health.tensorboard import rewrite

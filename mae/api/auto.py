@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Union
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
-from mae.config.sections import ModelConfig, load_config
+from mae.config.load import load_config
+from mae.config.sections import ModelConfig
 from mae.weights import hub
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from datasets.base.files import PathLike
 from datasets.records.index import INDEX
 from mae.api.auto import AutoConfig, weights
 from mae.api.image_pipeline import TASKS, for_task, pipeline
-from mae.config.sections import Config, ModelConfig, overridden, parse_config, published_recipe, read_mapping
+from mae.config.load import overridden, parse_config, published_recipe, read_mapping
+from mae.config.sections import Config, ModelConfig
 from mae.data import prepare
 from mae.evaluation.evaluate import Evaluation, evaluate
 from mae.prediction.images import ImageLike

@@ -5,18 +5,12 @@ Python 3.9 syntax throughout: pydantic evaluates these annotations in the traini
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Literal, Optional, Union
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from datasets.base.errors import InputError
 from datasets.batches.rand_augment import rand_augment
 from mae.masking import kept_patches
-from mae.training.schedule import base_lr
 
 Target = Literal["CPU", "Ascend"]
 DEMO_CONFIG = "configs/demo.yaml"
@@ -27,6 +21,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Memory = Annotated[float, Field(ge=0, lt=1)]  # share of an old value that a moving average keeps
+
+
+def base_lr(blr: float, *, batch_size: int, ranks: int, accum_iter: int) -> float:
+    """lr = blr * effective batch / 256 (Goyal et al. 2017), with every image between two updates counted."""
+    return blr * batch_size * ranks * accum_iter / 256
 
 
 class _Section(BaseModel):
@@ -241,7 +240,7 @@ class FinetuneConfig(_Training):
         return spec
 
 
-class LinprobeConfig(_Training):
+class LinearConfig(_Training):
     """Upstream's linear probe: batch normalisation and a linear layer on the frozen encoder's cls token, by LARS.
 
     As published for ViT-B unless said otherwise (He et al. 2022, table 10, at 16,384 images an update).
@@ -257,10 +256,10 @@ class LinprobeConfig(_Training):
     crop_scale: float = Field(0.08, gt=0, le=1)
 
 
-Recipe = Union[PretrainConfig, FinetuneConfig, LinprobeConfig]
+Recipe = Union[PretrainConfig, FinetuneConfig, LinearConfig]
 
 
-class LinearConfig(_Section):
+class LogisticConfig(_Section):
     """Linear probe: multinomial logistic regression on standardised frozen features."""
 
     pool: Literal["cls", "mean"] = "cls"
@@ -285,8 +284,8 @@ class Config(_Section):
     compute: ComputeConfig = ComputeConfig()
     pretrain: Optional[PretrainConfig] = None
     finetune: Optional[FinetuneConfig] = None
-    linprobe: Optional[LinprobeConfig] = None
-    linear: Optional[LinearConfig] = None
+    linprobe: Optional[LinearConfig] = None
+    linear: Optional[LogisticConfig] = None
 
     @model_validator(mode="after")
     def _task_has_its_section(self) -> Config:
@@ -316,116 +315,3 @@ class Config(_Section):
     def recipe(self) -> Recipe:
         """The section of the task."""
         return dict(self.recipes())[self.task]
-
-
-def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML job config and apply `key.sub=value` overrides, whose values are YAML.
-
-    Raises:
-        InputError: the file is missing or no YAML mapping, a key is unknown, or a value is out of range.
-    """
-    return parse_config(overridden(read_mapping(path), overrides), source=path)
-
-
-def read_mapping(path: Union[str, Path]) -> dict[str, Any]:
-    """What stands in a YAML job config, unchecked."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(path, expected="a YAML job config", found="no such file", todo="see configs/ for examples")
-    values = _yaml(path.read_bytes(), where=path)
-    if not isinstance(values, dict):
-        raise InputError(path, expected="a YAML mapping", found=type(values).__name__, todo="see configs/ for examples")
-    return values
-
-
-def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`values` with `key.sub=value` overrides applied, whose values are YAML."""
-    for override in overrides:
-        _apply(values, override)
-    return values
-
-
-def published_recipe(
-    task: Literal["pretrain", "finetune"], model: ModelConfig, given: dict[str, Any], *, ranks: int
-) -> dict[str, Any]:
-    """A config section that fills up what is `given` with the published recipe for a model of this size.
-
-    The defaults above are ViT-B's; larger models are fine-tuned for fewer epochs, at a larger learning rate
-    (facebookresearch/mae's FINETUNE.md). Gradients are accumulated to the published number of images an update.
-    """
-    larger: dict[str, Any] = {}
-    if task == "finetune" and model.embed_dim >= 1024:
-        drop_path = 0.2 if model.embed_dim < 1280 else 0.3
-        larger = {"epochs": 50, "blr": 1e-3, "layer_decay": 0.75, "drop_path": drop_path}
-    defaults, images = (PretrainConfig(), 4096) if task == "pretrain" else (FinetuneConfig(), 1024)
-    batch_size = given.get("batch_size", defaults.batch_size)
-    accum_iter = max(1, images // (batch_size * ranks)) if isinstance(batch_size, int) and batch_size > 0 else 1
-    return {**larger, "accum_iter": accum_iter, **given}
-
-
-def parse_config(values: dict[str, Any], *, source: object) -> Config:
-    """Check a mapping against the types above; `source` names it in errors."""
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = f"{source}: {key}" if key else str(source)
-        if first["type"] == "extra_forbidden":
-            known = _keys_beside(first["loc"])
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
-            raise InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint) from None
-        if first["type"] == "value_error":  # of a validator above: says itself what it expected and got
-            raise InputError(
-                where, expected="values that fit", found=str(first["ctx"]["error"]), todo="correct them"
-            ) from None
-        raise InputError(where, expected=first["msg"], found=repr(first["input"]), todo="correct the value") from None
-
-
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Values by key of `key=value` texts, whose values are YAML."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        _apply(values, override)
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(
-            f"--set {override}", expected="key=value", found=repr(override), todo="e.g. --set pretrain.epochs=5"
-        )
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.get(parent)
-        if child is None:
-            child = values[parent] = {}
-        if not isinstance(child, dict):
-            raise InputError(
-                f"--set {override}", expected=f"a section named {parent}", found=repr(child), todo="see the config"
-            )
-        values = child
-    values[last] = _yaml(text, where=f"--set {override}")
-
-
-def _yaml(text: Union[str, bytes], *, where: object) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(where, expected="YAML", found=str(error), todo="correct it") from None
-
-
-def _keys_beside(location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields that stand beside an unknown key."""
-    model: Any = Config
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        model = next((a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")), annotation)
-    return sorted(model.model_fields)

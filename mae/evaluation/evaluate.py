@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, write_json
 from datasets.records.index import check_labelled, load_index
-from mae.config.sections import Config, LinearConfig
+from mae.config.sections import Config, LogisticConfig
 from mae.device.context import setup
 from mae.evaluation.features import (
     Features,
@@ -137,7 +137,7 @@ def _settings(protocol: str, config: Config) -> dict[str, Any]:
         return {**config.finetune.model_dump(mode="json"), "seed": config.seed, "ranks": config.device.ranks}
     if protocol == "classify":
         return {}
-    linear = config.linear or LinearConfig()
+    linear = config.linear or LogisticConfig()
     if protocol == "knn":
         return {"pool": linear.pool, "neighbours": NEIGHBOURS, "seed": config.seed}
     return {**linear.model_dump(mode="json"), "seed": config.seed}
@@ -174,7 +174,7 @@ def _frozen(
     """Judge the pre-trained encoder, the same one at its random initialisation, and raw pixels."""
     pretrained = load_encoder(model)
     size = pretrained.config
-    pool = (config.linear or LinearConfig()).pool
+    pool = (config.linear or LogisticConfig()).pool
     encoders: dict[Any, Callable[[np.ndarray], np.ndarray]] = {
         "pretrained": encoder_features(pretrained, pool),
         "random": encoder_features(seeded_mae(size, config.seed), pool),
@@ -190,10 +190,10 @@ def _frozen(
 
 def frozen_judge(protocol: str, config: Config) -> Callable[[Features, Features], np.ndarray]:
     """The function (train features, val features) -> predicted labels of val, for protocol linear or knn."""
-    return _linear_judge(config.linear or LinearConfig()) if protocol == "linear" else _neighbours_judge
+    return _linear_judge(config.linear or LogisticConfig()) if protocol == "linear" else _neighbours_judge
 
 
-def _linear_judge(settings: LinearConfig) -> Callable[[Features, Features], np.ndarray]:
+def _linear_judge(settings: LogisticConfig) -> Callable[[Features, Features], np.ndarray]:
     """Logistic regression on standardised features.
 
     Of several penalties each encoder gets the one that is best for it on a held-out fifth of the training split; one

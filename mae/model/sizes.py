@@ -5,7 +5,7 @@ LayerNorm, softmax and GELU add about 1 % on ViT-B and are left out, as is usual
 
 from __future__ import annotations
 
-from mae.config.sections import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
+from mae.config.sections import Config, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.masking import kept_patches
 
 TRAINING = 3  # forward, and twice that backward: by the inputs and by the weights
@@ -16,7 +16,7 @@ def training_flops(model: ModelConfig, recipe: Recipe) -> float:
     """One image of a training step; blocks that are computed again for their gradients count once."""
     if isinstance(recipe, PretrainConfig):
         return TRAINING * mae_flops(model, recipe.mask_ratio)
-    return encoder_flops(model) * (1 if isinstance(recipe, LinprobeConfig) else TRAINING)
+    return encoder_flops(model) * (1 if isinstance(recipe, LinearConfig) else TRAINING)
 
 
 def peak_flops(config: Config) -> float | None:

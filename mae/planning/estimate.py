@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from datasets.base.errors import InputError
 from datasets.batches.batches import steps_per_epoch
 from datasets.records.index import load_index
-from mae.config.sections import Config, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
+from mae.config.sections import Config, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.masking import kept_patches
 from mae.model.sizes import PEAK_910A, TRAINING, training_flops
 from mae.planning.rate import CoreRates, core_rates, measure
@@ -162,7 +162,7 @@ def _training(
     sheet.add("effective batch", effective, "images", how)
     how = f"{recipe.epochs} epochs * ({data.train:,} images // {effective:,})"
     steps = sheet.add("updates", recipe.epochs * updates, "", how)
-    how = f"{1 if isinstance(recipe, LinprobeConfig) else TRAINING} * the forward pass's matrix products"
+    how = f"{1 if isinstance(recipe, LinearConfig) else TRAINING} * the forward pass's matrix products"
     flops = sheet.add("work", training_flops(model, recipe) / 1e9, "GFLOP/image", how) * 1e9
     speed = _speed(sheet, task, config, flops, rate, data.classes)
     how = f"{steps:,.0f} updates * {effective:,} images / ({speed:,.0f} images/s * {devices} devices)"
@@ -170,7 +170,7 @@ def _training(
     how = f"{speed:,.0f} images/s / {rates.trained:,.0f} images/s and core, measured here"
     sheet.add("input cores", speed / rates.trained, "per device", how)
     parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
-    trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinprobeConfig) else parameters
+    trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinearConfig) else parameters
     _memory(sheet, recipe, config, parameters, trained)
     _checkpoints(sheet, recipe, parameters, trained, hours, updates, devices)
     return sheet.figures
@@ -204,7 +204,7 @@ def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, trai
     each = {"gradients": 4, **({"sums": 4} if recipe.accum_iter > 1 else {}), **_optimizer_bytes(recipe)}
     state, how = _bytes(parameters, held, trained, each)
     sheet.add("state", state / 1e9, "GB per device", how)
-    probe = isinstance(recipe, LinprobeConfig)
+    probe = isinstance(recipe, LinearConfig)
     kept = recipe.batch_size * _activation_bytes(config.model, recipe, 2 if half else 4, config.compute.recompute)
     what = "one block at a time, since none is trained" if probe else "what the backward pass needs of each block"
     sheet.add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
@@ -214,7 +214,7 @@ def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, trai
 
 def _optimizer_bytes(recipe: Recipe) -> dict[str, int]:
     """Of each trained parameter, by name: what its update needs of the ones before, and so a checkpoint."""
-    state = {"velocities": 4} if isinstance(recipe, LinprobeConfig) else {"moments": 8}
+    state = {"velocities": 4} if isinstance(recipe, LinearConfig) else {"moments": 8}
     return {**state, **({"averages": 4} if recipe.ema else {})}
 
 
@@ -238,7 +238,7 @@ def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: 
 
     patches = model.grid[0] * model.grid[1]
     if not isinstance(recipe, PretrainConfig):
-        depth = 1 if isinstance(recipe, LinprobeConfig) else model.depth
+        depth = 1 if isinstance(recipe, LinearConfig) else model.depth
         return blocks(1 + patches, model.embed_dim, depth, model.num_heads, model.mlp_ratio)
     visible = 1 + kept_patches(patches, recipe.mask_ratio)
     width, ratio = model.decoder_embed_dim, model.decoder_mlp_ratio or model.mlp_ratio

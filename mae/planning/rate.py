@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from datasets.base.files import write_json
-from mae.config.sections import Config, dump_config, load_config
+from mae.config.load import dump_config, load_config
+from mae.config.sections import Config
 from mae.launch.ranks import rank_main, run_ranks
 
 if TYPE_CHECKING:

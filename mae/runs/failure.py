@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 
 from datasets.base.files import atomic_directory, write_json
 from datasets.records.index import sources
-from mae.config.sections import Config, PretrainConfig, dump_config
+from mae.config.load import dump_config
+from mae.config.sections import Config, PretrainConfig
 from mae.runs import checkpoint
 
 if TYPE_CHECKING:

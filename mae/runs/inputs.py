@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.records.index import load_index
-from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, Recipe
+from mae.config.sections import Config, FinetuneConfig, LinearConfig, Recipe
 from mae.runs import checkpoint
 
 # Neither these, nor where the data lies and what prepares it, change a result; the number of ranks, their batches and
@@ -47,7 +47,7 @@ def _mixes(recipe: Recipe) -> bool:
     """Whether an image's part in the loss depends on the others in its rank's batch: mixed with them, normalised."""
     if isinstance(recipe, FinetuneConfig):
         return recipe.mixup > 0 or recipe.cutmix > 0
-    return isinstance(recipe, LinprobeConfig)
+    return isinstance(recipe, LinearConfig)
 
 
 def global_batch(config: Config) -> int:

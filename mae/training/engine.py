@@ -19,7 +19,8 @@ from datasets.batches.batches import Batch, steps_per_epoch, train_batches
 from datasets.batches.rand_augment import rand_augment
 from datasets.batches.random_erasing import Erasing
 from datasets.records.index import load_index
-from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, PretrainConfig, Recipe, load_config
+from mae.config.load import load_config
+from mae.config.sections import Config, FinetuneConfig, LinearConfig, PretrainConfig, Recipe
 from mae.device.context import compute_dtype, setup, waited_for_ranks
 from mae.launch.ranks import rank_main
 from mae.model.mae import MaskedAutoencoder
@@ -157,7 +158,7 @@ def rank_batches(job: Job, config: Config, epochs: Iterable[int], rank: int, *, 
         workers=config.data.workers,
         accum_iter=recipe.accum_iter,
         start_step=start,
-        clipped=isinstance(recipe, LinprobeConfig),
+        clipped=isinstance(recipe, LinearConfig),
         changes=changes,
         erasing=erasing,
     )

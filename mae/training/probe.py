@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from mae.config.sections import Config, LinearConfig, PretrainConfig
+from mae.config.sections import Config, LogisticConfig, PretrainConfig
 from mae.evaluation.evaluate import frozen_judge
 from mae.evaluation.features import encoder_features, split_features
 from mae.model.mae import MaskedAutoencoder
@@ -31,7 +31,7 @@ class Probe:
         assert isinstance(recipe, PretrainConfig)
         self.config, self.recipe, self.model, self.metrics = config, recipe, model, metrics
         self.copy = MaskedAutoencoder(config.model)
-        self.encode = encoder_features(self.copy, (config.linear or LinearConfig()).pool)
+        self.encode = encoder_features(self.copy, (config.linear or LogisticConfig()).pool)
         self.records = Path(str(config.data.records))
         self.done = {(line["step"], line["protocol"]) for line in evaluations(read_lines(run_dir / METRICS))}
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult
-from mae.config.sections import load_config
+from mae.config.load import load_config
 from mae.runs import checkpoint
 from mae.runs.failure import CONFIG, FILE, INPUTS
 

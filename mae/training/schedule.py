@@ -5,11 +5,6 @@ from __future__ import annotations
 import math
 
 
-def base_lr(blr: float, *, batch_size: int, ranks: int, accum_iter: int) -> float:
-    """lr = blr * effective batch / 256 (Goyal et al. 2017), with every image between two updates counted."""
-    return blr * batch_size * ranks * accum_iter / 256
-
-
 def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: int) -> float:
     """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine down to min_lr.
 

@@ -11,7 +11,7 @@ from mindspore import nn
 
 from datasets.batches.batches import Batch
 from datasets.batches.mixup import keep_map
-from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
+from mae.config.sections import Config, FinetuneConfig, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.device.context import seed_initialisers
 from mae.masking import ids_from_noise
 from mae.model.mae import MaskedAutoencoder
@@ -125,7 +125,7 @@ def _drawn(images: int, ranks: int, each: int, place: Place, seeds: list[int]) -
     return stream.random((rows, each))[place.rank :: ranks]
 
 
-def _linprobe(config: Config, recipe: LinprobeConfig, classes: list[str]) -> Job:
+def _linprobe(config: Config, recipe: LinearConfig, classes: list[str]) -> Job:
     """A linear layer behind batch normalisation on the frozen encoder's cls token."""
     sizes = config.model.model_copy(update={"pool": "cls", "head": "batch_norm"})
     model = _classifier(config, sizes, classes, drop_path=0.0)

@@ -15,7 +15,7 @@ import statistics
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config.sections import load_config
+from mae.config.load import load_config
 from mae.data import prepare
 from mae.evaluation.evaluate import evaluate
 from mae.train import train

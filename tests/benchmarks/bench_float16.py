@@ -30,7 +30,7 @@ VIT_B = {
 
 def losses(records: str, dtype: str) -> dict[int, float]:
     """Loss by step of one run."""
-    from mae.config.sections import load_config
+    from mae.config.load import load_config
     from mae.train import train
 
     overrides = [f"{key}={value}" for key, value in VIT_B.items()]

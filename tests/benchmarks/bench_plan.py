@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config.sections import Config, load_config
+from mae.config.load import load_config
+from mae.config.sections import Config
 from mae.data import prepare
 from mae.planning.estimate import plan
 from mae.train import train

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from datasets.sample import unpack_sample
-from mae.config.sections import load_config
+from mae.config.load import load_config
 from mae.data import prepare
 from mae.train import train
 from mae.training.metrics import METRICS, read_lines

@@ -30,7 +30,7 @@ def step_times(plain: bool, ranks: int) -> list[float]:
     from mindspore import Tensor, communication
 
     from datasets.batches.batches import Batch
-    from mae.config.sections import load_config
+    from mae.config.load import load_config
     from mae.device.context import setup
     from mae.training.task import Place, build_job
     from mae.training.update import Update

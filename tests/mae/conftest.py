@@ -11,7 +11,8 @@ import yaml
 from datasets.records.shard import shard
 from datasets.sample import unpack_sample
 from datasets.validation.validate import validate
-from mae.config.sections import Config, load_config
+from mae.config.load import load_config
+from mae.config.sections import Config
 
 os.environ.setdefault("GLOG_v", "3")
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from datasets.base.errors import InputError
-from mae.config.sections import dump_config, load_config, parse_config
+from mae.config.load import dump_config, load_config, parse_config
 
 MINIMAL = {
     "task": "pretrain",

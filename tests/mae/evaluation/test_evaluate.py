@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from datasets.base.errors import InputError
-from mae.config.sections import LinearConfig, ModelConfig
+from mae.config.sections import LogisticConfig, ModelConfig
 from mae.evaluation.evaluate import _linear_judge, _neighbours_judge, evaluate
 from mae.evaluation.features import Features, in_fixed_batches, pixel_features, split_features
 
@@ -44,7 +44,7 @@ def test_fine_tuning_measures_a_classifier(trained, records, tiny, workspace):
 
 def test_other_settings_are_measured_again(trained, records, tiny, workspace, tmp_path):
     first = evaluate(trained.run_dir, records, protocol="knn", config=tiny, workspace=workspace, out=tmp_path)
-    changed = tiny.model_copy(update={"linear": LinearConfig(pool="cls")})
+    changed = tiny.model_copy(update={"linear": LogisticConfig(pool="cls")})
     second = evaluate(trained.run_dir, records, protocol="knn", config=changed, workspace=workspace, out=tmp_path)
     assert not first.reused
     assert not second.reused
@@ -73,7 +73,7 @@ def blobs(count, seed, scale):
 
 @pytest.mark.parametrize(
     "judge",
-    [_linear_judge(LinearConfig()), _linear_judge(LinearConfig(l2=[1e-3])), _neighbours_judge],
+    [_linear_judge(LogisticConfig()), _linear_judge(LogisticConfig(l2=[1e-3])), _neighbours_judge],
     ids=["linear, penalty chosen", "linear, penalty given", "knn"],
 )
 def test_judges_separate_what_is_separable(judge):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mae.config.sections import dump_config
+from mae.config.load import dump_config
 from mae.health.follow import Follower
 from mae.health.tensorboard import FOLDER
 from mae.health.verdict import FILE, Verdict, looks, verdict

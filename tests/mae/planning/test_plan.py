@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from datasets.base.errors import InputError
-from mae.config.sections import ModelConfig, load_config, parse_config
+from mae.config.load import load_config, parse_config
+from mae.config.sections import ModelConfig
 from mae.model.mae import MaskedAutoencoder
 from mae.model.sizes import encoder_flops, mae_flops
 from mae.model.vit import VisionTransformer

@@ -20,7 +20,7 @@ from PIL import Image
 
 from datasets.base.digests import file_digest, value_digest
 from datasets.base.errors import InputError
-from mae.config.sections import dump_config, parse_config
+from mae.config.load import dump_config, parse_config
 from mae.report.page import MOST_PICTURES, MOST_POINTS, report
 
 LINEAR = {"pretrained": 0.831, "random": 0.705, "pixels": 0.819}

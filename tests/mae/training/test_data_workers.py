@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.config.sections import dump_config
+from mae.config.load import dump_config
 from mae.health.follow import Follower
 from mae.launch.ranks import RanksFailed, run_ranks
 from mae.train import _resolved, run_directory, train

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.config.sections import dump_config
+from mae.config.load import dump_config
 from mae.runs import checkpoint
 from mae.train import _resolved, run_directory, train
 from tests.mae.test_train import with_

@@ -7,7 +7,7 @@ import pytest
 
 from datasets.base.errors import InputError
 from datasets.batches.batches import ordered_batches
-from mae.config.sections import load_config
+from mae.config.load import load_config
 from mae.evaluation.evaluate import evaluate
 from mae.report.page import report
 from mae.runs import checkpoint

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mae.config.sections import PretrainConfig
-from mae.training.schedule import base_lr, lr_at
+from mae.config.sections import PretrainConfig, base_lr
+from mae.training.schedule import lr_at
 
 
 @pytest.mark.parametrize(
