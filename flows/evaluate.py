@@ -1,4 +1,4 @@
-"""mae-evaluate: finished runs, measured again and remembered; every night at 2 (prefect.yaml)."""
+"""mae-evaluate: measure finished runs again and store the results; every night at 2 (prefect.yaml)."""
 
 from __future__ import annotations
 
@@ -12,62 +12,65 @@ import tasks.history
 from datasets.base.errors import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
-from mae.config.load import load_config
-from mae.config.sections import Config
 from mae.launch.ranks import RanksFailed
-from mae.runs import checkpoint
+from mae.runs import Run, model_file
 
 logger = logging.getLogger(__name__)
 
 
 @flow(name="mae-evaluate")
 def mae_evaluate(run: str | None = None) -> list[Path]:
-    """Measure every finished pre-training run of the workspace, or the one named, although it was measured before.
+    """Measure every finished pre-training run of the workspace again, or only the one named.
 
-    One run's failure does not keep the others from being measured; it fails this flow at the end.
+    If a run cannot be measured, the others still are; the flow fails at its end.
 
     Returns:
         the new files of the history.
     """
     workspace = workspace_path()
-    runs = finished_runs(workspace) if run is None else {run: _finished_run(workspace / "runs" / run)}
+    runs = finished_runs(workspace) if run is None else [_finished_run(workspace / "runs" / run)]
     written, failures = [], []
-    for name, (config, model) in runs.items():
-        records = Path(str(config.data.records))
+    for each in runs:
+        newest = each.newest()
+        assert newest is not None  # it is finished
         try:
             evaluations = finished(
-                stages.evaluate, tasks.evaluate.intact, config, model, records, workspace, refresh=True
+                stages.evaluate,
+                tasks.evaluate.intact,
+                each.config,
+                model_file(newest),
+                each.records,
+                workspace,
+                refresh=True,
             )
         except (InputError, RanksFailed) as error:
-            logger.error("%s: %s", name, error)
-            failures.append(name)
+            logger.error("%s: %s", each.name, error)
+            failures.append(each.name)
             continue
-        written += [tasks.history.append(name, item, workspace) for item in evaluations.items]
+        written += [tasks.history.append(each.name, item, workspace) for item in evaluations.items]
     if failures:
-        todo = "the log above says why"
+        todo = "see the log above"
         raise InputError("mae-evaluate", expected="every run measured", found=f"not {', '.join(failures)}", todo=todo)
     return written
 
 
-def finished_runs(workspace: Path) -> dict[str, tuple[Config, Path]]:
-    """Config and model file of each pre-training run that has reached its last epoch, by the run's name."""
-    found = {}
+def finished_runs(workspace: Path) -> list[Run]:
+    """Return the pre-training runs of a workspace that have finished, by name. The others are named in the log."""
+    found = []
     for path in sorted((workspace / "runs").glob("*/config.yaml")):
         try:
-            found[path.parent.name] = _finished_run(path.parent)
+            found.append(_finished_run(path.parent))
         except InputError as error:
-            logger.info("left out: %s", error)
+            logger.info("skipped: %s", error)
     return found
 
 
-def _finished_run(run_dir: Path) -> tuple[Config, Path]:
-    config = load_config(run_dir / "config.yaml")
-    if config.task != "pretrain" or config.pretrain is None:
-        todo = "name the pre-training run, which is fine-tuned to be measured"
-        raise InputError(run_dir, expected="a pre-training run", found=f"task: {config.task}", todo=todo)
-    newest = checkpoint.newest(run_dir / "checkpoints")
-    epoch = checkpoint.load_state(newest).epoch if newest is not None else 0
-    if newest is None or epoch < config.pretrain.epochs:
+def _finished_run(directory: Path) -> Run:
+    run = Run.open(directory)
+    if run.config.task != "pretrain":
+        todo = "name a pre-training run; the evaluation fine-tunes it by itself"
+        raise InputError(directory, expected="a pre-training run", found=f"task: {run.config.task}", todo=todo)
+    if run.finished() is None:
         todo = "continue it: retry its flow run"
-        raise InputError(run_dir, expected=f"{config.pretrain.epochs} epochs", found=str(epoch), todo=todo)
-    return config, checkpoint.model_file(newest)
+        raise InputError(directory, expected=f"{run.config.recipe.epochs} epochs", found="fewer", todo=todo)
+    return run

@@ -37,7 +37,8 @@ from flows.runners import spread
 from flows.stages import finished, workspace_path
 from mae.config.sections import Config
 from mae.launch.ranks import reap
-from mae.train import check_data, run_directory
+from mae.runs.run import Run
+from mae.train import check_data
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def training_directories(flow_run_id: UUID) -> list[Path]:
         named = FlowFilter(name=FlowFilterName(any_=[run.pretrain.name]))
         started = client.read_flow_runs(flow_filter=named, flow_run_filter=of_parent)
     parameters = [stage_run.parameters for stage_run in started]
-    return [run_directory(Config.model_validate(p["config"]), workspace=Path(p["workspace"])) for p in parameters]
+    return [Run.of(Config.model_validate(p["config"]), Path(p["workspace"])).directory for p in parameters]
 
 
 @flow(name="mae-pretrain", on_cancellation=[end_training], on_crashed=[end_training])

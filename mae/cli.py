@@ -11,6 +11,7 @@ import typer
 
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult
+from mae.config.protocols import protocol_names
 from mae.config.sections import Target
 
 # MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.
@@ -174,7 +175,7 @@ def train(
     if (config is None) == (replay is None):
         raise typer.BadParameter("give either CONFIG or --replay")
     if replay is not None:
-        from mae.training.replay import replay as run_again
+        from mae.training.failed_step import replay as run_again
 
         _show(run_again(replay))
         return
@@ -192,7 +193,7 @@ def train(
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="known name, model file, checkpoint or run directory")],
     data: Annotated[Path, typer.Option(help="records, or a folder of images")],
-    protocol: Annotated[str, typer.Option(help="classify, linear, finetune or knn")],
+    protocol: Annotated[str, typer.Option(help=f"one of {', '.join(protocol_names())}")],
     config: Annotated[Optional[Path], typer.Option(help="default: the run's own")] = None,
     overrides: Overrides = None,
     out: Annotated[Optional[Path], typer.Option(help="default: evaluations/ of the checkpoint's run")] = None,
@@ -203,7 +204,7 @@ def evaluate(
     from mae.config.load import load_config
     from mae.data import prepare
     from mae.evaluation.evaluate import evaluate as run
-    from mae.runs.checkpoint import run_directory
+    from mae.runs.model_file import run_directory
 
     model = weights(checkpoint)
     own = run_directory(model)

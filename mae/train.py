@@ -1,4 +1,4 @@
-"""Stage train: name a run by its inputs, start its ranks, follow them, verify what they wrote."""
+"""Stage train: prepare a run, start its ranks, follow them, and verify the result."""
 
 from __future__ import annotations
 
@@ -6,37 +6,36 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Optional, Union
 
-from datasets.base.digests import value_digest
 from datasets.base.errors import InputError, no_room, room_for
-from datasets.base.files import StageResult, atomic_write, write_json
+from datasets.base.files import StageResult
 from datasets.batches.batches import steps_per_epoch
-from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
 from datasets.records.check import check_files
 from datasets.records.index import Records, check_labelled, load_index
-from mae.config.load import dump_config
 from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target
 from mae.health.follow import Follower
 from mae.health.tensorboard import rewrite
-from mae.health.verdict import FILE as VERDICT
-from mae.health.verdict import judge
+from mae.health.verdict import judge, load_verdict
 from mae.launch.ranks import RanksFailed, check_free, run_ranks
 from mae.runs import checkpoint
+from mae.runs.data_facts import write_data_facts
 from mae.runs.failure import failures, fall_back
 from mae.runs.fork import fork, load_fork
 from mae.runs.history import remember
-from mae.runs.inputs import differences, run_inputs
-from mae.training.metrics import METRICS, evaluations, read_lines
+from mae.runs.inputs import differences
+from mae.runs.log import read_lines
+from mae.runs.model_file import model_file
+from mae.runs.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from datasets.validation.validate import Validation
 
-HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
-LEAST_ROOM = 64 << 10  # bytes; below it a disk is full for who writes a log, a line of metrics or the news of an error
+HANG_SECONDS = 1800.0  # longer than any graph takes to compile: a rank without progress for this long is stuck
+LEAST_ROOM = 64 << 10  # bytes of free disk, below which a rank may have been unable to write its error
 
 logger = logging.getLogger(__name__)
 
@@ -51,129 +50,76 @@ class Training(StageResult):
     loss: float
 
 
-def run_directory(config: Config, *, workspace: Path) -> Path:
-    """<workspace>/runs/<name>-<digest>: the same config on the same records is the same run.
-
-    What cannot change the result is no part of the digest: `mae.runs.inputs` says what.
-    """
-    _records(config)
-    return workspace / "runs" / f"{config.name}-{value_digest(run_inputs(config))}"
-
-
 def train(
     config: Config,
     *,
     workspace: Path,
-    rank_table: Path | None = None,
-    resume: bool | None = None,
-    start: Path | None = None,
+    rank_table: Optional[Path] = None,
+    resume: Optional[bool] = None,
+    start: Optional[Path] = None,
     report_line: Callable[[str], None] = logger.info,
-    console: Console | None = None,
+    console: Optional[Console] = None,
 ) -> Training:
-    """Run the config's task on its records, or continue it from its newest checkpoint, or find it finished.
+    """Run the config's task on its records, continue it from its newest checkpoint, or return the finished run.
 
     Args:
-        config: `data.records` names a directory that `mae data shard` wrote.
+        config: `data.records` is a directory that `mae data shard` wrote.
         workspace: receives runs/<run>/.
-        rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
-        resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
-            False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
-        start: begin at this checkpoint of a run whose recipe differs (`mae.runs.fork.fork`).
-        report_line: called with a line of progress per epoch, or per minute where epochs are longer.
-        console: a terminal that gets one line kept up to date instead.
+        rank_table: HCCL rank table for the ranks on Ascend; it is copied into the run.
+        resume: True: continue the newest run of this name, and fail if config or data changed. False: remove an earlier
+            attempt of the same run first. None: continue the same run, or start a new one.
+        start: start at this checkpoint of a run with another recipe (`mae.runs.fork`).
+        report_line: called with a line of progress per epoch, or per minute if epochs are longer.
+        console: a terminal that shows one line, updated in place, instead.
 
     Raises:
         InputError: config, records and machine do not fit each other, or a file of the records is damaged.
-        RanksFailed: a rank died; calling again continues from the newest checkpoint.
+        RanksFailed: a rank died; the same call continues from the newest checkpoint.
     """
     config = _resolved(config)
     check_target(config.device)
-    run_dir = run_directory(config, workspace=workspace)
-    recipe = config.recipe
-    check_free(run_dir)
+    run = Run.of(config, workspace)
+    check_free(run.directory)
     if start is not None:
-        fork(start, run_dir, config, fresh=resume is False)
+        fork(start, run, fresh=resume is False)
     elif resume is False:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    _check_resumed(run_dir, config, among_others=resume is True)
-    done = _finished(run_dir, recipe.epochs)
-    if done is not None and _measured(run_dir, config, done.steps):
-        logger.info("%s: reusing the finished run", run_dir)
-        if not (run_dir / VERDICT).exists():  # its launcher was killed behind the last checkpoint
-            rewrite(run_dir, read_lines(run_dir / METRICS))
-            _conclude(run_dir, config, report_line)
+        shutil.rmtree(run.directory, ignore_errors=True)
+    _check_resumed(run, among_others=resume is True)
+    done = _result(run, reused=True)
+    if done is not None and _measured(run, done.steps):
+        logger.info("%s: reusing the finished run", run.directory)
+        if load_verdict(run) is None:  # the launcher was killed after the last checkpoint
+            rewrite(run.directory, read_lines(run.metrics))
+            _conclude(run, report_line)
         return done
-    run_dir.mkdir(parents=True, exist_ok=True)
-    atomic_write(run_dir / "config.yaml", dump_config(config))
-    write_json(run_dir / "data.json", _data_facts(_records(config)))
+    run.write_config()
+    write_data_facts(run)
     if rank_table is not None:
-        shutil.copyfile(rank_table, run_dir / "rank_table.json")
-    (run_dir / VERDICT).unlink(missing_ok=True)
-    before = failures(run_dir)
+        shutil.copyfile(rank_table, run.directory / "rank_table.json")
+    (run.directory / "verdict.json").unlink(missing_ok=True)
+    before = failures(run)
     try:
-        _run(run_dir, config, report_line, console)
+        _run(run, report_line, console)
     except InputError:
-        if not fall_back(run_dir, config, before):
+        if not fall_back(run, before):
             raise
-        _run(run_dir, config, report_line, console)
-    result = _finished(run_dir, recipe.epochs)
+        _run(run, report_line, console)
+    result = _result(run, reused=False)
     if result is None:
-        todo = f"read {run_dir / 'logs'}"
-        raise InputError(run_dir, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
-    _conclude(run_dir, config, report_line)
-    return result.model_copy(update={"reused": False})
+        todo = f"read {run.directory / 'logs'}"
+        raise InputError(run.directory, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
+    _conclude(run, report_line)
+    return result
 
 
-def _conclude(run_dir: Path, config: Config, report_line: Callable[[str], None]) -> None:
-    """Judge a finished run; one with one recipe and a loss as it should be is what later ones are compared with."""
-    result = judge(run_dir, config)
-    if load_fork(run_dir) is None and not any(finding.about == "loss" for finding in result.findings):
-        remember(run_dir, config)
-    for line in result.lines():
-        report_line(line)
-
-
-def _run(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
-    """Run the ranks on records that are whole; where they fail, say so if the records no longer are.
-
-    Or if the disk is full. MindDataset ends a rank by SIGSEGV where a shard was cut. A fault in a record is looked for
-    in every file's content.
-    """
-    records = _records(config)
-    check_files(records, full=False)
-    try:
-        with room_for("the run's files", run_dir):
-            _run_ranks(run_dir, config, report_line, console)
-    except (InputError, RanksFailed) as error:
-        free = shutil.disk_usage(run_dir).free
-        if isinstance(error, RanksFailed) and free < LEAST_ROOM:  # nor was there room to say so
-            raise no_room("the run's files", run_dir, f"{free} bytes free") from error
-        check_files(records, full=isinstance(error, InputError) and str(records) in str(error))
-        raise
-
-
-def _run_ranks(run_dir: Path, config: Config, report_line: Callable[[str], None], console: Console | None) -> None:
-    with Follower(run_dir, config, report_line, console) as poll:
-        run_ranks(
-            ["-m", "mae.training.engine", str(run_dir)],
-            ranks=config.device.ranks,
-            log_dir=run_dir / "logs",
-            run_dir=run_dir,
-            poll=poll,
-            hang_seconds=HANG_SECONDS,
-            rank_table=run_dir / "rank_table.json" if config.device.target == "Ascend" else None,
-            python=config.device.python,
-        )
-
-
-def check_data(config: Config, data: Validation | Records, *, protocols: Sequence[str] = ()) -> None:
-    """Refuse a job that there are too few images for, or no labels where its accuracy is measured.
+def check_data(config: Config, data: Union[Validation, Records], *, protocols: Sequence[str] = ()) -> None:
+    """Refuse a job with too few images for its batches, or without the labels that its evaluations need.
 
     Args:
-        protocols: by these the encoder is evaluated on the same images then.
+        protocols: protocols that will evaluate the encoder on the same images.
 
     Raises:
-        InputError: a batch is larger than the data, or there is no label to measure by.
+        InputError: a batch is larger than the data, or labels are missing.
     """
     recipe = config.recipe
     for name, section in config.recipes():
@@ -184,34 +130,11 @@ def check_data(config: Config, data: Validation | Records, *, protocols: Sequenc
         check_labelled(data.directory, classes=len(data.classes), val=data.val)
 
 
-def _check_resumed(run_dir: Path, config: Config, *, among_others: bool) -> None:
-    """Refuse to go on from a checkpoint of another config or other records, naming each key that differs."""
-    found = checkpoint.newest(run_dir / "checkpoints")
-    if found is None and among_others and not (run_dir / "config.yaml").exists():
-        runs = [path for path in run_dir.parent.glob(f"{config.name}-*") if path.name.rpartition("-")[0] == config.name]
-        others = filter(None, (checkpoint.newest(path / "checkpoints") for path in runs))
-        found = max(others, key=lambda path: path.stat().st_mtime, default=None)
-    if found is None:
-        return
-    written, wanted = checkpoint.load_state(found).inputs, run_inputs(config)
-    if written != wanted:
-        todo = "undo this to go on with it, leave out --resume to begin another run, or begin that at it with --from"
-        if found.parents[1] == run_dir:
-            todo = "begin again with --fresh, which removes it"
-        expected = "the config and records that this checkpoint was trained with"
-        raise InputError(found, expected=expected, found=differences(written, wanted), todo=todo)
-
-
-def _records(config: Config) -> Path:
-    if config.data.records is None:
-        todo = "run `mae data shard` and set data.records to what it wrote"
-        raise InputError("data.records", expected="a records directory", found="none", todo=todo)
-    return Path(config.data.records)
-
-
 def _resolved(config: Config) -> Config:
-    """The config with absolute paths, after what would fail in every rank has been checked."""
-    records = _records(config).resolve()
+    """Return the config with absolute paths, after the checks that would otherwise fail in every rank."""
+    if config.data.records is None:
+        return config  # Run.of says what is missing
+    records = Path(config.data.records).resolve()
     found = load_index(records).result(records, reused=True)
     check_data(config, found)
     classes = len(found.classes)
@@ -226,47 +149,87 @@ def _resolved(config: Config) -> Config:
             todo="correct it or leave it out",
         )
     data = config.data.model_copy(update={"records": str(records)})
-    init = str(checkpoint.model_file(Path(config.init)).resolve()) if config.init is not None else None
+    init = str(model_file(Path(config.init)).resolve()) if config.init is not None else None
     return config.model_copy(update={"data": data, "init": init})
 
 
-def _data_facts(records: Path) -> dict[str, Any]:
-    """What the report says of the data: counts, classes, and the files that validation found fault with."""
-    index = load_index(records)
-    return {
-        "name": index.name,
-        "root": str(index.root),
-        "train": index.splits["train"].images,
-        "val": index.splits["val"].images,
-        "classes": index.classes,
-        "faults": fault_counts(read_statuses(records / MANIFEST)),
-        "records": str(records),
-    }
+def _check_resumed(run: Run, *, among_others: bool) -> None:
+    """Raise InputError with each key that differs if the checkpoint to continue has another config or other records."""
+    found = run.newest()
+    if found is None and among_others and not (run.directory / "config.yaml").exists():
+        runs = run.directory.parent.glob(f"{run.config.name}-*")
+        named = [path for path in runs if path.name.rpartition("-")[0] == run.config.name]
+        others = filter(None, (checkpoint.newest(path / "checkpoints") for path in named))
+        found = max(others, key=lambda path: path.stat().st_mtime, default=None)
+    if found is None:
+        return
+    written = checkpoint.load_state(found).inputs
+    if written != run.inputs:
+        todo = (
+            "to continue this run, undo the change; to start a new run, omit --resume; "
+            "to start a new run from this checkpoint, use --from"
+        )
+        if found.parents[1] == run.directory:
+            todo = "start over with --fresh, which removes it"
+        expected = "the config and records that this checkpoint was trained with"
+        raise InputError(found, expected=expected, found=differences(written, run.inputs), todo=todo)
 
 
-def _measured(run_dir: Path, config: Config, step: int) -> bool:
-    """Whether the last epoch's evaluation is there, which a kill behind the last checkpoint leaves out."""
-    recipe = config.recipe
+def _run(run: Run, report_line: Callable[[str], None], console: Optional[Console]) -> None:
+    """Run the ranks on records that are complete. If they fail, report damaged records or a full disk as the cause.
+
+    MindDataset ends a rank by SIGSEGV if a shard was cut short. Every file's content is checked if the error names the
+    records.
+    """
+    check_files(run.records, full=False)
+    try:
+        with room_for("the run's files", run.directory), Follower(run, report_line, console) as poll:
+            device, newest = run.config.device, run.newest()
+            run_ranks(
+                ["-m", "mae.training.engine", str(run.directory), *([str(newest)] if newest is not None else [])],
+                ranks=device.ranks,
+                log_dir=run.directory / "logs",
+                run_dir=run.directory,
+                poll=poll,
+                hang_seconds=HANG_SECONDS,
+                rank_table=run.directory / "rank_table.json" if device.target == "Ascend" else None,
+                python=device.python,
+            )
+    except (InputError, RanksFailed) as error:
+        free = shutil.disk_usage(run.directory).free
+        if isinstance(error, RanksFailed) and free < LEAST_ROOM:
+            raise no_room("the run's files", run.directory, f"{free} bytes free") from error
+        check_files(run.records, full=isinstance(error, InputError) and str(run.records) in str(error))
+        raise
+
+
+def _conclude(run: Run, report_line: Callable[[str], None]) -> None:
+    """Judge a finished run. Later runs are compared with it if it had one recipe and a normal loss."""
+    result = judge(run)
+    if load_fork(run) is None and not any(finding.about == "loss" for finding in result.findings):
+        remember(run)
+    for line in result.lines():
+        report_line(line)
+
+
+def _measured(run: Run, step: int) -> bool:
+    """Return whether the last epoch's evaluation is in the log. A kill after the last checkpoint can prevent it."""
+    recipe = run.config.recipe
     if not isinstance(recipe, PretrainConfig) or not recipe.evaluation_due(step, step // recipe.epochs):
         return True
-    found = {line["protocol"] for line in evaluations(read_lines(run_dir / METRICS)) if line["step"] == step}
-    return found >= set(recipe.eval_protocols)
+    return {line["protocol"] for line in run.measurements() if line["step"] == step} >= set(recipe.eval_protocols)
 
 
-def _finished(run_dir: Path, epochs: int) -> Training | None:
-    """The result of a run whose last epoch has an intact checkpoint."""
-    newest = checkpoint.newest(run_dir / "checkpoints")
-    if newest is None:
+def _result(run: Run, *, reused: bool) -> Optional[Training]:
+    """Return the result of a run whose last epoch has an intact checkpoint."""
+    state = run.finished()
+    if state is None:
         return None
-    state = checkpoint.load_state(newest)
-    if state.epoch < epochs:
-        return None
-    model = newest / checkpoint.MODEL
     return Training(
-        run_dir=run_dir,
-        checkpoint=model,
+        run_dir=run.directory,
+        checkpoint=run.checkpoints / str(state.step) / checkpoint.MODEL,
         digest=state.digests[checkpoint.MODEL],
         steps=state.step,
         loss=state.loss,
-        reused=True,
+        reused=reused,
     )

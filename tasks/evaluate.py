@@ -1,19 +1,20 @@
-"""Stage evaluate: what a pre-trained encoder is worth, by every protocol that the config has a section for."""
+"""Stage evaluate: measure a pre-trained encoder by every protocol that the config has a section for."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from datasets.base.files import StageResult
-from mae.config.sections import Config
-from mae.evaluation.evaluate import Evaluation
-from mae.evaluation.evaluate import evaluate as evaluate_checkpoint
+from mae.config.protocols import protocols as known_protocols
+from mae.config.sections import Config, TrainingSection
+from mae.evaluation import Evaluation
+from mae.evaluation import evaluate as evaluate_checkpoint
 from mae.launch.ranks import RanksFailed
 from tasks.stage import markdown, stage_task, table
 
 
 class Evaluations(StageResult):
-    """All that was measured of one checkpoint."""
+    """The results of all protocols for one checkpoint."""
 
     items: list[Evaluation]
 
@@ -22,7 +23,7 @@ class Evaluations(StageResult):
 def evaluate(
     protocol: str, checkpoint: Path, records: Path, config: Config, workspace: Path, refresh: bool = False
 ) -> Evaluation:
-    """Measure a checkpoint by one protocol; `refresh` does so although it was measured before."""
+    """Measure a checkpoint by one protocol; with `refresh` even if it has been measured before."""
     result = evaluate_checkpoint(
         checkpoint, records, protocol=protocol, config=config, workspace=workspace, refresh=refresh
     )
@@ -31,19 +32,20 @@ def evaluate(
 
 
 def protocols(config: Config) -> list[str]:
-    """The protocols that a config has a section for.
+    """Return the protocols that a config has a section for.
 
-    Fine-tuning first: what the probe leaves in this process's memory would be there beside the ranks.
+    Those that train come first, because the others leave memory occupied in this process.
     """
-    return [name for name in ("finetune", "linear") if getattr(config, name) is not None]
+    names = [name for name in known_protocols() if config.section(name) is not None]
+    return sorted(names, key=lambda name: not isinstance(config.section(name), TrainingSection))
 
 
 def intact(result: Evaluations) -> bool:
-    """Whether the files of all evaluations are there."""
+    """Return whether the files of all evaluations exist."""
     return all(item.path.is_file() for item in result.items)
 
 
 def scores(result: Evaluation) -> str:
-    """What was measured, as markdown."""
+    """Return the results as Markdown."""
     rows: list[tuple[object, ...]] = [(s.encoder, f"{s.top1:.1%}", f"{s.images:,}") for s in result.results]
     return f"`{result.path}`\n\n{table(('encoder', 'top-1', 'validation images'), rows)}"

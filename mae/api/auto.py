@@ -73,7 +73,7 @@ def weights(name_or_path: PathLike) -> Path:
     """
     if _is_name(name_or_path):
         return hub.fetch(str(name_or_path))
-    from mae.runs.checkpoint import model_file
+    from mae.runs.model_file import model_file
 
     return model_file(Path(name_or_path))
 

@@ -20,7 +20,7 @@ from mae.model.vit import Encoder, VisionTransformer
 from mae.prediction.images import ImageLike, Source, sources
 from mae.prediction.predict import picture_name
 from mae.prediction.predictors import Classifier, Reconstructor
-from mae.runs.checkpoint import model_digest
+from mae.runs.model_file import model_digest
 from mae.weights import hub
 from mae.weights.restore import load_model
 

@@ -18,8 +18,9 @@ from mae.config.sections import Config, ModelConfig
 from mae.data import prepare
 from mae.evaluation.evaluate import Evaluation, evaluate
 from mae.prediction.images import ImageLike
-from mae.runs.checkpoint import MODEL, newest
-from mae.train import Training, run_directory, train
+from mae.runs.checkpoint import MODEL
+from mae.runs.run import Run
+from mae.train import Training, train
 from mae.weights import hub
 
 Checkpoint = Union[PathLike, bool, None]  # path or known name; True: what was trained; None: the model's own
@@ -82,7 +83,7 @@ class Trainer:
 
         Args:
             eval_checkpoint: see `predict`.
-            protocol: classify, linear, finetune or knn; default: classify for image_classification, else linear.
+            protocol: see `mae evaluate`; none: classify for image_classification, else logistic.
         """
         model = self._weights(eval_checkpoint)
         records = self.eval_dataset
@@ -91,7 +92,7 @@ class Trainer:
         return evaluate(
             model,
             records,
-            protocol=protocol or ("classify" if self.task == "image_classification" else "linear"),
+            protocol=protocol or ("classify" if self.task == "image_classification" else "logistic"),
             config=self.config,
             workspace=self.workspace,
             out=self.workspace
@@ -121,10 +122,12 @@ class Trainer:
     def _weights(self, checkpoint: Checkpoint) -> Path:
         """The model file that a `..._checkpoint` argument means."""
         if checkpoint is True:
-            run = run_directory(self._job(), workspace=self.workspace)
-            found = newest(run / "checkpoints")
+            run = Run.of(self._job(), self.workspace)
+            found = run.newest()
             if found is None:
-                raise InputError(run, expected="a checkpoint of this job", found="none", todo="call train() first")
+                raise InputError(
+                    run.directory, expected="a checkpoint of this job", found="none", todo="call train() first"
+                )
             return found / MODEL
         if checkpoint is not None and checkpoint is not False:
             return weights(checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -11,7 +12,16 @@ import yaml
 from pydantic import ValidationError
 
 from datasets.base.errors import InputError
+from mae.config.protocols import protocols
 from mae.config.sections import Config, FinetuneConfig, ModelConfig, PretrainConfig
+
+RENAMED: dict[tuple[Any, ...], str] = {  # keys of earlier commits
+    ("linprobe",): "it is called `linear` now",
+    **{
+        ("linear", key): "logistic regression is configured in a section `logistic:` now"
+        for key in ("pool", "l2", "tol")
+    },
+}
 
 
 def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config:
@@ -24,7 +34,7 @@ def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config
 
 
 def read_mapping(path: Union[str, Path]) -> dict[str, Any]:
-    """What stands in a YAML job config, unchecked."""
+    """Return the content of a YAML job config without checking its keys."""
     path = Path(path)
     if not path.is_file():
         raise InputError(path, expected="a YAML job config", found="no such file", todo="see configs/ for examples")
@@ -35,7 +45,7 @@ def read_mapping(path: Union[str, Path]) -> dict[str, Any]:
 
 
 def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`values` with `key.sub=value` overrides applied, whose values are YAML."""
+    """Apply `key.sub=value` overrides, whose values are YAML, to `values` in place and return it."""
     for override in overrides:
         _apply(values, override)
     return values
@@ -44,10 +54,10 @@ def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, An
 def published_recipe(
     task: Literal["pretrain", "finetune"], model: ModelConfig, given: dict[str, Any], *, ranks: int
 ) -> dict[str, Any]:
-    """A config section that fills up what is `given` with the published recipe for a model of this size.
+    """Return the keys of a config section: those that are `given`, and the published recipe for a model of this size.
 
-    The defaults above are ViT-B's; larger models are fine-tuned for fewer epochs, at a larger learning rate
-    (facebookresearch/mae's FINETUNE.md). Gradients are accumulated to the published number of images an update.
+    The sections' defaults are for ViT-B. Larger models are fine-tuned for fewer epochs at a larger learning rate
+    (facebookresearch/mae, FINETUNE.md). Gradients are accumulated to the published number of images per update.
     """
     larger: dict[str, Any] = {}
     if task == "finetune" and model.embed_dim >= 1024:
@@ -60,7 +70,11 @@ def published_recipe(
 
 
 def parse_config(values: dict[str, Any], *, source: object) -> Config:
-    """Check a mapping against the types above; `source` names it in errors."""
+    """Return the config that a mapping describes. `source` is named in errors.
+
+    Raises:
+        InputError: a key is unknown, or a value is of the wrong type or out of range.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -68,11 +82,12 @@ def parse_config(values: dict[str, Any], *, source: object) -> Config:
         key = ".".join(str(part) for part in first["loc"])
         where = f"{source}: {key}" if key else str(source)
         if first["type"] == "extra_forbidden":
-            known = _keys_beside(first["loc"])
+            known = _keys_of(first["loc"][:-1])
             near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
+            hint = RENAMED.get(first["loc"], hint)
             raise InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint) from None
-        if first["type"] == "value_error":  # of a validator above: says itself what it expected and got
+        if first["type"] == "value_error":  # a validator's own message has what it expected and got
             raise InputError(
                 where, expected="values that fit", found=str(first["ctx"]["error"]), todo="correct them"
             ) from None
@@ -80,12 +95,12 @@ def parse_config(values: dict[str, Any], *, source: object) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved config as YAML, every default written out."""
+    """Return a config as YAML, including all defaults."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Values by key of `key=value` texts, whose values are YAML."""
+    """Return the values of `key=value` texts by key. The values are YAML."""
     values: dict[str, Any] = {}
     for override in overrides:
         _apply(values, override)
@@ -118,10 +133,11 @@ def _yaml(text: Union[str, bytes], *, where: object) -> Any:
         raise InputError(where, expected="YAML", found=str(error), todo="correct it") from None
 
 
-def _keys_beside(location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields that stand beside an unknown key."""
+def _keys_of(section: tuple[Any, ...]) -> list[str]:
+    """Return the keys that a section may have, in alphabetical order; () is the whole config."""
+    settings = {name: module.Settings for name, module in protocols().items()}
     model: Any = Config
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        model = next((a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")), annotation)
-    return sorted(model.model_fields)
+    for key in section:
+        annotation = model.model_fields[key].annotation if key in model.model_fields else settings[key]
+        model = next((a for a in typing.get_args(annotation) if hasattr(a, "model_fields")), annotation)
+    return sorted({*model.model_fields, *(settings if model is Config else ())})

@@ -1,59 +1,63 @@
-"""Frozen features of a split: what an encoder that is not trained further makes of every image."""
+"""Frozen features: one vector per image of a split, from an encoder that is not trained further, or raw pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from datasets.batches.batches import ordered_batches
 from mae.config.sections import ModelConfig
 from mae.device.context import seed_initialisers
+from mae.evaluation.protocol import Features, Score, Subject
+from mae.model.forward import Encode, normalise_pixels
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer
-from mae.training.update import Normalise, normalise_pixels
+from mae.weights.restore import load_encoder
 
 BATCH = 256
 PIXEL_SIDE = 32
 
-
-class Features(NamedTuple):
-    """A split as an encoder sees it, in stored order."""
-
-    values: np.ndarray  # (N, F) float32
-    labels: np.ndarray  # (N,) int32
+Compute = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, H, W, 3) -> features (N, F) float32
 
 
-class Encode(nn.Cell):
-    """uint8 images (N, H, W, 3) -> one feature vector (N, D) each: the cls token, or the mean of the patch tokens."""
+def measure_frozen(subject: Subject, pool: str, predict: Callable[[Features, Features], np.ndarray]) -> Iterator[Score]:
+    """Yield the score of the pre-trained encoder, of the same encoder with random weights, and of raw pixels.
 
-    def __init__(self, model: MaskedAutoencoder | VisionTransformer, pool: str) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
-        self.mean = pool == "mean"
+    Args:
+        pool: feature of an image, `cls` or `mean` (see `mae.model.forward.Encode`).
+        predict: (features of the training split, of the validation split) -> labels of the validation split (N,).
+    """
+    pretrained, config = load_encoder(subject.model), subject.config
+    size = pretrained.config
+    encoders: dict[str, Compute] = {
+        "pretrained": encoder_features(pretrained, pool),
+        "random": encoder_features(seeded_mae(size, config.seed), pool),
+        "pixels": partial(pixel_features, config=size),
+    }
+    for name, compute in encoders.items():
+        train, val = (
+            split_features(subject.records, split, size, compute, workers=config.data.workers)
+            for split in ("train", "val")
+        )
+        correct = predict(train, val) == val.labels
+        yield Score(encoder=name, top1=float(correct.mean()), images=len(correct), features=val.values.shape[1])
 
-    def construct(self, images: Tensor) -> Tensor:
-        tokens = self.model.encode(self.normalise(images))
-        if self.mean:
-            return tokens[:, 1:].mean(1)
-        return tokens[:, :1].reshape(tokens.shape[0], -1)
 
-
-def encoder_features(model: MaskedAutoencoder | VisionTransformer, pool: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function uint8 images -> features of an encoder, compiled for one batch size."""
+def encoder_features(model: MaskedAutoencoder | VisionTransformer, pool: str) -> Compute:
+    """Return the function from images to an encoder's features, compiled for one batch size."""
     encode = Encode(model, pool)
     encode.set_train(False)
     return in_fixed_batches(lambda images: encode(Tensor(images)).asnumpy())
 
 
 def pixel_features(images: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Raw pixels (N, F) of uint8 images (N, H, W, 3), normalised as the config's encoder sees them.
+    """Return the pixels (N, F) float32 of uint8 images (N, H, W, 3), normalised as the encoder's input is.
 
-    Sides above PIXEL_SIDE are averaged down to it: a probe on all pixels of large photos would fit in no memory.
+    Sides above PIXEL_SIDE are averaged down to it: a classifier on all pixels of large photos needs too much memory.
     """
     size = images.shape[1]
     side = min(size, PIXEL_SIDE)
@@ -65,15 +69,9 @@ def pixel_features(images: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def split_features(
-    records: Path,
-    split: str,
-    model: ModelConfig,
-    compute: Callable[[np.ndarray], np.ndarray],
-    *,
-    workers: int,
-    limit: int | None = None,
+    records: Path, split: str, model: ModelConfig, compute: Compute, *, workers: int, limit: int | None = None
 ) -> Features:
-    """Features of every record of a split, each exactly once, or of its first `limit` records."""
+    """Return the features of every record of a split, each exactly once, or of its first `limit` records."""
     batches = ordered_batches(
         records,
         split,
@@ -87,8 +85,8 @@ def split_features(
     return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))
 
 
-def in_fixed_batches(compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """Let a graph of one static batch size take a short last batch: fill it up, drop the filling's results."""
+def in_fixed_batches(compute: Compute) -> Compute:
+    """Return `compute` for batches of up to BATCH images: short ones are padded, and the padding's results dropped."""
 
     def padded(images: np.ndarray) -> np.ndarray:
         missing = BATCH - len(images)
@@ -99,6 +97,6 @@ def in_fixed_batches(compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[n
 
 
 def seeded_mae(config: ModelConfig, seed: int) -> MaskedAutoencoder:
-    """A MAE at its random initialisation."""
+    """Return a MAE with the random weights that `seed` gives."""
     seed_initialisers(seed)
     return MaskedAutoencoder(config)

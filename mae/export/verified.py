@@ -24,7 +24,7 @@ from datasets.base.files import PathLike, StageResult
 from mae.device.context import setup
 from mae.export.onnx_graph import vit_graph
 from mae.model.vit import Encoder
-from mae.runs import checkpoint
+from mae.runs.model_file import model_file
 from mae.weights.restore import load_model
 
 MINDIR, ONNX = ".mindir", ".onnx"
@@ -85,7 +85,7 @@ def export(checkpoint_path: PathLike, out: PathLike, *, batch_size: Optional[int
         _require_onnx(out)
     elif batch_size is None:
         batch_size = 1
-    model_path = checkpoint.model_file(Path(checkpoint_path))
+    model_path = model_file(Path(checkpoint_path))
     setup("CPU", ranks=1)
     source = _load(model_path)
     images = _random_images(source, batch_size or 2)

@@ -1,4 +1,4 @@
-"""Follows a run while its ranks write metrics.jsonl: progress, event files, warnings."""
+"""Follows a run while its ranks write metrics.jsonl: shows progress, writes event files, reports findings."""
 
 from __future__ import annotations
 
@@ -6,36 +6,32 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional
 
-from mae.config.sections import Config
 from mae.health.tensorboard import EventFile
 from mae.health.verdict import Watch, said
-from mae.training.metrics import METRICS, Tail, evaluations, readings
+from mae.runs.log import Tail, evaluations, readings
+from mae.runs.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-LINE_SECONDS = 60.0  # a log has a line per epoch, and one at least so often
-RECENT = 20  # readings over which the speed is averaged that the time left is reckoned with
+LINE_SECONDS = 60.0  # longest time between two lines of a log, which otherwise has one per epoch
+RECENT = 20  # readings whose mean speed gives the time left
 
 
 class Follower:
-    """Called every second or so by the launcher; tells progress from standstill by what it returns.
+    """The launcher calls this about once a second. The returned value changes when the run makes progress.
 
     Args:
-        config: of the run.
-        report_line: called with a line per epoch, or per minute where epochs are longer, and with each warning.
-        console: a terminal on which one line is kept up to date instead; lines that stay are printed above it.
+        report_line: called with a line per epoch, or per minute if epochs are longer, and with each warning.
+        console: a terminal on which one line is updated in place; other lines are printed above it.
     """
 
-    def __init__(
-        self, run_dir: Path, config: Config, report_line: Callable[[str], None], console: Optional[Console] = None
-    ) -> None:
-        self.tail, self.events, self.watch = Tail(run_dir / METRICS), EventFile(run_dir), Watch(run_dir, config)
-        self.epochs = config.recipe.epochs
+    def __init__(self, run: Run, report_line: Callable[[str], None], console: Optional[Console] = None) -> None:
+        self.tail, self.events, self.watch = Tail(run.metrics), EventFile(run.directory), Watch(run)
+        self.epochs = run.config.recipe.epochs
         self.report_line = report_line
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.reported, self.reported_at = -1, time.monotonic()
@@ -83,7 +79,7 @@ class Follower:
 
 
 def progress(recent: list[dict[str, Any]], epochs: int) -> str:
-    """Loss, learning rate, speed and time left, by the last readings."""
+    """Return loss, learning rate, speed and time left, from the last readings."""
     last = recent[-1]
     text = f"loss {last['loss']:.4f}, lr {last['lr']:.2e}"
     paces = [line["step_seconds"] for line in recent if line["step_seconds"]]
@@ -95,7 +91,7 @@ def progress(recent: list[dict[str, Any]], epochs: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1 d 4 h, 3 h 7 min, 5 min 12 s or 9 s."""
+    """Return a time in words: 1 d 4 h, 3 h 7 min, 5 min 12 s or 9 s."""
     whole = round(seconds)
     for unit, size, below, of in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
@@ -104,7 +100,7 @@ def duration(seconds: float) -> str:
 
 
 class _Bar:
-    """One line at the foot of a terminal."""
+    """One line at the bottom of a terminal."""
 
     def __init__(self, console: Console, epochs: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn

@@ -24,7 +24,7 @@ IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
 SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped sample
 # Share of the peak that Ascend's PyTorch port of MAE reaches on eight 910A (ModelZoo-PyTorch, MAE_for_PyTorch):
 # pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
-UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linprobe": 0.1165}  # a probe is assumed to be as good
+UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linear": 0.1165}  # a probe is assumed to be as good
 ASCEND_MEMORY = 32e9  # bytes of a 910A
 DISK_RATE = 0.8e9  # bytes/s written, a local disk (tests/benchmarks/bench_shard.py)
 FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days on 16,384 GPUs (arXiv 2407.21783, 3.3.4)
@@ -189,7 +189,7 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
             f"{share:.1%} of {PEAK_910A / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A, "
             f"/ {flops / 1e9:.1f} GFLOP"
         )
-        if config.compute.recompute and task != "linprobe":
+        if config.compute.recompute and task != "linear":
             share, how = share * 3 / 4, f"{how} * 3 / 4, as each block is computed twice"
         return sheet.add("rate", share * PEAK_910A / flops, "images/s and device", how)
     found = measure(config.model_copy(update={"task": task}), classes)

@@ -102,8 +102,8 @@ def _run(folder: Path, classes: int) -> None:
     config = load_config(folder / "config.yaml")
     rank = setup(config.device.target, ranks=config.device.ranks, compute=config.compute)
     job = build_job(config, classes=[str(number) for number in range(classes)])
-    recipe, batches = job.recipe, _batches(job, config, rank)
-    update, lr = build_update(config, job), Tensor(1e-6, ms.float32)
+    recipe, batches = job.recipe, _batches(job, rank)
+    update, lr = build_update(job), Tensor(1e-6, ms.float32)
     accumulate = Accumulate(update) if recipe.accum_iter > 1 else None
     times: list[float] = []
     while len(times) < WARM_UP + MINIMUM or sum(times[WARM_UP:]) < SECONDS:
@@ -122,15 +122,15 @@ def _run(folder: Path, classes: int) -> None:
         write_json(folder / "rate.json", rate._asdict())
 
 
-def _batches(job: Job, config: Config, rank: int) -> Iterator[Batch]:
+def _batches(job: Job, rank: int) -> Iterator[Batch]:
     """Batches without end."""
     import numpy as np
 
     from datasets.batches.batches import Batch
     from mae.training.engine import rank_batches
 
-    if config.data.records is not None:
-        yield from rank_batches(job, config, itertools.count(), rank, start=0)
+    if job.config.data.records is not None:
+        yield from rank_batches(job, itertools.count(), rank, start=0)
     rng, size = np.random.default_rng(rank), job.recipe.batch_size
     images = rng.integers(0, 256, (size, *job.model.config.image_shape, 3), dtype=np.uint8)
     labels = rng.integers(0, job.model.config.num_classes or 1, size, dtype=np.int32)

@@ -27,7 +27,7 @@ from mae.config.sections import DeviceConfig, Target
 from mae.device.context import check_target, setup
 from mae.prediction.images import ImageLike, Source, sources
 from mae.prediction.predictors import Classifier, Reconstructor
-from mae.runs.checkpoint import model_digest
+from mae.runs.model_file import model_digest
 from mae.weights.restore import load_model
 
 TABLE, PICTURES = "predictions.parquet", "reconstructions"

@@ -17,9 +17,9 @@ from datasets.base.errors import InputError
 from datasets.images.view import centre_view
 from mae.config.sections import ModelConfig
 from mae.masking import ids_from_noise
+from mae.model.forward import Classify, Reconstruct, normalise_pixels
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer
-from mae.training.update import Classify, Reconstruct, normalise_pixels
 
 MASK_GREY = 127
 BEST = 5

@@ -39,7 +39,8 @@ from mae.health.verdict import FILE as VERDICT
 from mae.health.verdict import Verdict, verdict
 from mae.report.faulty_files import FaultExamples, fault_examples
 from mae.runs.fork import FORK, Fork
-from mae.training.metrics import EVALUATION, KIND
+from mae.runs.log import EVALUATION, KIND
+from mae.runs.run import Run
 
 MOST_PICTURES = 24  # a ViT-B/16 picture is about 0.2 MB: the page stays below 10 MB
 MOST_POINTS = 500  # of the loss curve: about one for two pixels of the page's width
@@ -289,7 +290,7 @@ def _read_pictures(sources: _Sources) -> tuple[list[Picture], int | None]:
 def _so_far(run_dir: Path, config: Config) -> Optional[Verdict]:
     """The verdict on a run that goes on or has failed; none where records or checkpoint, its beginning, are gone."""
     try:
-        return verdict(run_dir, config)
+        return verdict(Run(run_dir, config))
     except InputError:
         return None
 

@@ -1,0 +1,11 @@
+"""What a run is and what its folder holds. Read run.py first, then checkpoint.py and log.py.
+
+`Run` is opened once from a directory or made from a config, and passed to training, health, evaluation and report.
+"""
+
+from mae.runs.checkpoint import State
+from mae.runs.evaluations import EvaluationFile, Score
+from mae.runs.model_file import model_file, run_directory
+from mae.runs.run import Run
+
+__all__ = ["EvaluationFile", "Run", "Score", "State", "model_file", "run_directory"]

@@ -1,4 +1,4 @@
-"""How earlier runs of a recipe went: <workspace>/history/training/<recipe>/<run>.json, one file per finished run."""
+"""The loss of earlier runs of a recipe: <workspace>/history/training/<recipe>/<run>.json, one file per finished run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from pydantic import BaseModel, ConfigDict
 
 from datasets.base.digests import value_digest
 from datasets.base.files import write_json
-from mae.config.sections import Config
-from mae.runs.inputs import run_inputs
-from mae.training.metrics import METRICS, read_lines, readings
+from mae.runs.run import Run
 
-POINTS = 500  # of a curve that is kept
+POINTS = 500  # of a stored curve
 
 
 class Past(BaseModel):
-    """The loss of a finished run: means over stretches of equal length, at their ends."""
+    """The loss of a finished run: means over intervals of equal length, and the epoch at the end of each."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,39 +26,35 @@ class Past(BaseModel):
     loss: list[float]
 
     def mean(self, first: float, last: float) -> float:
-        """Mean loss between two epochs."""
+        """Return the mean loss between two epochs."""
         at = np.linspace(first, last, 50)
         return float(np.interp(at, self.epochs, self.loss).mean())
 
 
-def recipe_digest(config: Config) -> str:
-    """Names what runs have in common that differ in their seed only: recipe, model, data, start and device."""
-    return value_digest({key: value for key, value in run_inputs(config).items() if key != "seed"})
+def recipe_history(run: Run) -> Path:
+    """Return the folder of the finished runs that have the same inputs as `run`, except for the seed."""
+    inputs = {key: value for key, value in run.inputs.items() if key != "seed"}
+    return run.workspace / "history" / "training" / value_digest(inputs)
 
 
-def recipe_history(config: Config, run_dir: Path) -> Path:
-    """The directory of the finished runs of a recipe, in the workspace of a run."""
-    return run_dir.parents[1] / "history" / "training" / recipe_digest(config)
-
-
-def remember(run_dir: Path, config: Config) -> Path:
-    """Keep the curve of a finished run; returns the file."""
-    lines = readings(read_lines(run_dir / METRICS))
+def remember(run: Run) -> Path:
+    """Store the loss curve of a finished run, and return the file."""
+    lines = run.readings()
     epochs, loss = (np.array([line[name] for line in lines]) for name in ("epoch", "loss"))
-    stretch = np.minimum(epochs / config.recipe.epochs * POINTS, POINTS - 1e-9).astype(int)
-    groups = [stretch == number for number in np.unique(stretch)]
+    interval = np.minimum(epochs / run.config.recipe.epochs * POINTS, POINTS - 1e-9).astype(int)
+    groups = [interval == number for number in np.unique(interval)]
     past = Past(
-        run=run_dir.name,
-        seed=config.seed,
+        run=run.name,
+        seed=run.config.seed,
         epochs=[round(float(epochs[group].max()), 4) for group in groups],
         loss=[round(float(loss[group].mean()), 6) for group in groups],
     )
-    path = recipe_history(config, run_dir) / f"{run_dir.name}.json"
+    path = recipe_history(run) / f"{run.name}.json"
     write_json(path, past.model_dump())
     return path
 
 
-def past_runs(config: Config, run_dir: Path) -> list[Past]:
-    """Finished runs of the recipe in the workspace of a run, without itself."""
-    files = sorted(recipe_history(config, run_dir).glob("*.json"))
-    return [Past.model_validate(json.loads(path.read_text())) for path in files if path.stem != run_dir.name]
+def past_runs(run: Run) -> list[Past]:
+    """Return the finished runs of the same recipe in the workspace, without `run` itself."""
+    files = sorted(recipe_history(run).glob("*.json"))
+    return [Past.model_validate(json.loads(path.read_text())) for path in files if path.stem != run.name]

@@ -1,4 +1,4 @@
-"""What the result of a run depends on: names its directory, and tells what changed since a checkpoint."""
+"""The inputs of a run: everything that its result depends on. They name its directory and say what has changed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 from datasets.records.index import load_index
 from mae.config.sections import Config, FinetuneConfig, LinearConfig, Recipe
-from mae.runs import checkpoint
+from mae.runs.model_file import model_digest, model_file
 
-# Neither these, nor where the data lies and what prepares it, change a result; the number of ranks, their batches and
-# how many are accumulated do by rounding only, as long as the global batch is the same. Where images of a rank's batch
-# meet, its size matters; which of the global batch meet there is chance, and may change with the number of ranks.
+# Keys that do not change the result of a run. Ranks, batch size and accumulation change it only by rounding, as long as
+# the global batch size stays the same. If images of a rank's batch are mixed with each other, the batch size matters.
 IMMATERIAL = (
     "batch_size",
     "accum_iter",
@@ -27,7 +26,7 @@ IMMATERIAL = (
 
 
 def run_inputs(config: Config) -> dict[str, Any]:
-    """Everything that changes the run's result, by key of the config; `global batch`, and digests of files."""
+    """Return the inputs of a config's run: values by config key, the global batch size, and digests of files."""
     records = Path(str(config.data.records))
     values = config.model_dump(mode="json", include={"task", "seed", "model", "compute", config.task})
     section = values[config.task]
@@ -39,23 +38,23 @@ def run_inputs(config: Config) -> dict[str, Any]:
         found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     found["records"] = load_index(records).result(records, reused=True).digest
     if config.init is not None:
-        found["init"] = checkpoint.model_digest(checkpoint.model_file(Path(config.init)))
+        found["init"] = model_digest(model_file(Path(config.init)))
     return found
 
 
-def _mixes(recipe: Recipe) -> bool:
-    """Whether an image's part in the loss depends on the others in its rank's batch: mixed with them, normalised."""
-    if isinstance(recipe, FinetuneConfig):
-        return recipe.mixup > 0 or recipe.cutmix > 0
-    return isinstance(recipe, LinearConfig)
-
-
 def global_batch(config: Config) -> int:
-    """Images between two updates, over all ranks."""
+    """Return the number of images per update, over all ranks."""
     return config.recipe.batch_size * config.recipe.accum_iter * config.device.ranks
 
 
 def differences(written: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Each key that differs, with both values; empty where none does."""
+    """Return each key whose values differ, with both values, as one line; an empty text if none differs."""
     keys = [key for key in {**written, **wanted} if written.get(key) != wanted.get(key)]
     return ", ".join(f"{key} {wanted.get(key)} where the checkpoint has {written.get(key)}" for key in keys)
+
+
+def _mixes(recipe: Recipe) -> bool:
+    """Return whether an image's loss depends on the other images in its rank's batch: by mixing or normalising."""
+    if isinstance(recipe, FinetuneConfig):
+        return recipe.mixup > 0 or recipe.cutmix > 0
+    return isinstance(recipe, LinearConfig)

@@ -1,4 +1,4 @@
-"""Checkpoints are written in the background, one at a time, and old ones are removed."""
+"""Writes checkpoints in the background, one at a time, and removes old ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes host copies of a run's state while training goes on; leaving the context waits for the last.
+    """Writes host copies of a run's state while training continues. Leaving the context waits for the last write.
 
     Args:
-        checkpoints: the run's directory of checkpoints, of which one process is the writer.
-        keep: number of newest checkpoints that stay.
-        keep_epochs: those at the end of every so many epochs stay too.
+        checkpoints: the run's folder of checkpoints; this process is its only writer.
+        keep: number of newest checkpoints that are kept.
+        keep_epochs: the checkpoint at the end of every this many epochs is kept as well; none: only the newest.
     """
 
     def __init__(self, checkpoints: Path, *, keep: int, keep_epochs: int | None) -> None:
@@ -30,17 +30,17 @@ class Saver:
         remove_leftovers(checkpoints)
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Have `write` fill the checkpoint of `step`, once the one before is finished."""
+        """Wait for the write before, then let `write` write the checkpoint of `step` in the background."""
         self.wait()
         self.writing = self.pool.submit(self._write, step, write)
 
     def check(self) -> None:
-        """Raise what a write that has ended raised."""
+        """Raise the error of a write that has ended."""
         if self.writing is not None and self.writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the write that is under way and raise what it raises."""
+        """Wait for the current write and raise its error."""
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
@@ -63,9 +63,9 @@ class Saver:
 
 
 def retire(checkpoints: Path, step: int, *, keep: int, keep_epochs: int | None) -> None:
-    """Remove the checkpoints before the newest `keep` up to `step`, but those that `keep_epochs` holds.
+    """Remove old checkpoints up to `step`, except for the newest `keep` and those that `keep_epochs` names.
 
-    Later ones are of an attempt before this one, were damaged, and will be replaced when training comes to them.
+    Checkpoints after `step` are damaged ones of an earlier attempt; training replaces them when it reaches their step.
     """
     steps = sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdigit())
     for old in [found for found in steps if found <= step][:-keep]:
@@ -73,7 +73,7 @@ def retire(checkpoints: Path, step: int, *, keep: int, keep_epochs: int | None) 
         if keep_epochs is None or not _ends_epoch(directory, keep_epochs):
             try:
                 discard(directory)
-            except OSError as error:  # a reader on NFS has a file of it open: no reason to end the training
+            except OSError as error:  # e.g. a reader on NFS has a file open: not a reason to end the training
                 logger.warning("%s: an old checkpoint could not be removed: %s", directory, error)
 
 

@@ -1,4 +1,4 @@
-"""The training loop of one rank: `python -m mae.training.engine RUN_DIR`, started by mae/train.py."""
+"""The training loop of one rank: `python -m mae.training.engine RUN_DIR [CHECKPOINT]`, started by mae/train.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -18,128 +18,183 @@ from datasets.base.errors import InputError
 from datasets.batches.batches import Batch, steps_per_epoch, train_batches
 from datasets.batches.rand_augment import rand_augment
 from datasets.batches.random_erasing import Erasing
-from datasets.records.index import load_index
-from mae.config.load import load_config
-from mae.config.sections import Config, FinetuneConfig, LinearConfig, PretrainConfig, Recipe
+from mae.config.sections import FinetuneConfig, LinearConfig, PretrainConfig
 from mae.device.context import compute_dtype, setup, waited_for_ranks
 from mae.launch.ranks import rank_main
 from mae.model.mae import MaskedAutoencoder
 from mae.runs import checkpoint
-from mae.runs.failure import FAILURE, fallback_step, fallen_back, write_failure
-from mae.runs.inputs import run_inputs
+from mae.runs.failure import FAILURE
+from mae.runs.model_file import load_weights
+from mae.runs.run import Run
 from mae.runs.saver import Saver
+from mae.training.failed_step import write_failed_step
 from mae.training.metrics import Metrics
 from mae.training.schedule import lr_at
 from mae.training.task import Job, Place, build_job
-from mae.training.update import Accumulate, Report, Update
+from mae.training.update import Accumulate, StepResult, Update
 from mae.weights.restore import load_parameters
 
 LOG_STEPS = 10  # steps between two readings of the loss, each of which waits for the device
-HALT_SECONDS = 600  # that rank 0 has to write what made the others halt, too
+HALT_SECONDS = 600  # that rank 0 has to write the failed step of all ranks
 
 
-def run(run_dir: Path) -> None:
-    """Train the job of `run_dir`/config.yaml to its end, from the newest checkpoint if there is one.
+class Engine:
+    """One rank's training of a run, from a checkpoint or from the first step to the last.
 
-    Raises:
-        InputError: config and records do not fit each other, or the loss is not finite.
+    Args:
+        run: its config.yaml and its records exist.
+        resume_from: checkpoint directory that the launcher has verified; none: start with the first step.
     """
-    config = fallen_back(load_config(run_dir / "config.yaml"), run_dir)
-    rank = setup(config.device.target, ranks=config.device.ranks, compute=config.compute)
-    job = build_job(config, classes=load_index(str(config.data.records)).classes)
-    recipe, update = job.recipe, build_update(config, job)
-    start = _resume(run_dir / "checkpoints", job, update)
-    notes = {} if fallback_step(run_dir) is None else {"decoder": "float32"}
-    metrics = Metrics(run_dir, config, rank=rank, step=start, notes=notes, waited=waited_for_ranks)
-    saver = Saver(run_dir / "checkpoints", keep=recipe.keep_checkpoints, keep_epochs=recipe.keep_epochs)
-    inputs = run_inputs(load_config(run_dir / "config.yaml")) if rank == 0 else {}
-    probe, updates = _probe(run_dir, config, job, metrics) if rank == 0 else None, _epoch_updates(config)
-    with saver:
-        if probe is not None and start and _evaluates(recipe, start, updates):
-            probe(start, start // updates)
-        for step, epoch, done, report in _updates(run_dir, job, update, config, start, rank, metrics):
-            if rank == 0 and report is not None:
-                state = {"step": step, "epoch": epoch, "update": done, "loss": report.loss, "inputs": inputs}
-                _save(saver, job, update, config, state)
-            saver.check()
-            if _evaluates(recipe, step, updates):
-                metrics.skip_ranks()
-                if probe is not None:
-                    probe(step, epoch)
+
+    def __init__(self, run: Run, resume_from: Optional[Path]) -> None:
+        config = run.config_in_force
+        self.run, self.ranks = run, config.device.ranks
+        self.rank = setup(config.device.target, ranks=self.ranks, compute=config.compute)
+        self.job = build_job(config, classes=run.index.classes)
+        self.recipe, self.update = self.job.recipe, build_update(self.job)
+        batch = self.recipe.batch_size * self.recipe.accum_iter
+        self.updates = steps_per_epoch(run.index.splits["train"].images, batch_size=batch, ranks=self.ranks)
+        self.start = resume(resume_from, self.job, self.update) if resume_from is not None else 0
+        self.metrics = Metrics(run, rank=self.rank, step=self.start, waited=waited_for_ranks)
+
+    def train(self) -> None:
+        """Train to the end.
+
+        Raises:
+            InputError: config and records do not fit each other, or the loss is not finite.
+        """
+        probe, recipe = self._probe(), self.recipe
+        with Saver(self.run.checkpoints, keep=recipe.keep_checkpoints, keep_epochs=recipe.keep_epochs) as saver:
+            if probe is not None and self.start and self._evaluates(self.start):
+                probe(self.start, self.start // self.updates)
+            for step, result in self._steps():
+                if self.rank == 0 and result is not None:
+                    self._save(saver, step, result)
+                saver.check()
+                if self._evaluates(step):
+                    self.metrics.skip_ranks()
+                    if probe is not None:
+                        probe(step, step // self.updates)
+
+    def _steps(self) -> Iterator[tuple[int, Optional[StepResult]]]:
+        """Yield the number of each step after it was done, and its result where a checkpoint is due."""
+        recipe, accum_iter, updates = self.recipe, self.recipe.accum_iter, self.updates
+        lr = recipe.lr(ranks=self.ranks)
+        accumulate = Accumulate(self.update) if accum_iter > 1 else None
+        self.job.model.set_train(True)
+        epochs, first = range(self.start // updates, recipe.epochs), self.start % updates * accum_iter
+        batches = self.metrics.timed(rank_batches(self.job, epochs, self.rank, start=first))
+        for done in range(self.start, recipe.epochs * updates):
+            epoch, number = divmod(done, updates)
+            rate = lr_at(
+                epoch + number / updates,
+                lr=lr,
+                min_lr=recipe.min_lr,
+                warmup_epochs=recipe.warmup_epochs,
+                epochs=recipe.epochs,
+            )
+            for part in range(accum_iter - 1):
+                accumulate(*self._tensors(next(batches), epoch, number, part))  # type: ignore[misc]
+            inputs = self._tensors(next(batches), epoch, number, accum_iter - 1)
+            computed = self.update(Tensor(rate, ms.float32), *inputs)
+            step = done + 1
+            logged, due = step % LOG_STEPS == 0 or step % updates == 0, recipe.checkpoint_due(step, updates)
+            result = self.metrics.waiting(StepResult.read, computed) if logged or due else None
+            if result is not None and result.halted:
+                self._halt(step - result.halted + 1, result)
+            if result is not None and logged:
+                self.metrics.write(step, result, epoch=step / updates, lr=rate)
+            yield step, result if due else None
+
+    def _tensors(self, batch: Batch, epoch: int, number: int, part: int) -> list[Tensor]:
+        return [Tensor(array) for array in self.job.inputs(batch, Place(epoch, number, part, self.rank))]
+
+    def _evaluates(self, step: int) -> bool:
+        return isinstance(self.recipe, PretrainConfig) and self.recipe.evaluation_due(step, self.updates)
+
+    def _probe(self) -> Optional[Callable[[int, int], None]]:
+        """Return rank 0's evaluation between epochs, if the config asks for it."""
+        if self.rank != 0 or not isinstance(self.recipe, PretrainConfig) or self.recipe.eval_epochs is None:
+            return None
+        from mae.training.probe import Probe  # imports scikit-learn, which takes a second
+
+        assert isinstance(self.job.model, MaskedAutoencoder)
+        return Probe(self.run, self.job.model, self.metrics)
+
+    def _save(self, saver: Saver, step: int, result: StepResult) -> None:
+        """Copy the state from the device, and have it written in the background."""
+        saver.wait()  # so that only one copy exists at a time
+        update, job, averages = self.update, self.job, None
+        if update.ema is not None:
+            averages = {p.name: a.asnumpy().copy() for p, a in zip(job.optimizer.params, update.averages)}
+        write = functools.partial(
+            checkpoint.save,
+            weights=_host(job.model.get_parameters()),
+            card=job.card,
+            moments=_host(update.state),
+            averages=averages,
+            step=step,
+            epoch=step // self.updates,
+            update=step % self.updates,
+            loss=result.loss,
+            loss_scale={p.name: float(p.asnumpy()) for p in update.loss_scale.state},
+            inputs=self.run.inputs,
+            ranks=self.ranks,
+            decoder_float32=job.config.compute.decoder_float32,
+        )
+        saver.save(step, write)
+
+    def _halt(self, first: int, result: StepResult) -> None:
+        """Raise InputError for step `first`, whose loss or gradients are not finite at loss scale 1.
+
+        No update was applied since, so parameters and state are those before that step. Its batches are made again and
+        stored with them.
+        """
+        if self.rank != 0:
+            time.sleep(HALT_SECONDS)  # rank 0 writes the files; when it ends, the launcher ends this process
+        saturation = "a number that the device had to saturate, at loss scale 1"
+        if result.halted > 1:
+            found = saturation if self.update.gradients.saturates else "a loss or gradient that was not"
+        elif not math.isfinite(result.loss):
+            found = str(result.loss)
+        elif not math.isfinite(result.grad_norm):
+            found = f"gradient norm {result.grad_norm}"
+        else:
+            found = saturation
+        epoch, number = divmod(first - 1, self.updates)
+        parts = self.recipe.accum_iter
+        batches = {}
+        for rank in range(self.ranks):
+            stream = rank_batches(self.job, [epoch], rank, start=number * parts)
+            for part in range(parts):
+                batches[Place(epoch, number, part, rank)] = next(stream)
+            stream.close()  # type: ignore[attr-defined]
+        directory = self.run.directory / FAILURE / f"step_{first}"
+        weights, moments = _host(self.job.model.get_parameters()), _host(self.update.state)
+        write_failed_step(directory, self.job, weights, moments, batches, step=first)
+        todo = (
+            "lower blr or lengthen warmup_epochs and start from an earlier checkpoint (mae train --from); "
+            f"mae train --replay {directory} runs this step again"
+        )
+        raise InputError(f"step {first}", expected="a finite loss and gradient", found=found, todo=todo)
 
 
-def build_update(config: Config, job: Job) -> Update:
-    """The compiled step of a job."""
+def build_update(job: Job) -> Update:
+    """Return the compiled step of a job."""
     return Update(
         job.loss,
         job.optimizer,
-        ranks=config.device.ranks,
+        ranks=job.config.device.ranks,
         accum_iter=job.recipe.accum_iter,
         clip_grad=job.recipe.clip_grad,
         ema=job.recipe.ema,
-        dynamic_scale=compute_dtype(config.compute) == ms.float16,
+        dynamic_scale=compute_dtype(job.config.compute) == ms.float16,
     )
 
 
-def _updates(
-    run_dir: Path, job: Job, update: Update, config: Config, start: int, rank: int, metrics: Metrics
-) -> Iterator[tuple[int, int, int, Report | None]]:
-    """Train on behind step `start`; yields (steps done, whole epochs done, updates done in the epoch, report) per step.
-
-    The report is there where a checkpoint is due.
-    """
-    recipe, accum_iter, updates = job.recipe, job.recipe.accum_iter, _epoch_updates(config)
-    lr = recipe.lr(ranks=config.device.ranks)
-    accumulate = Accumulate(update) if accum_iter > 1 else None
-    job.model.set_train(True)
-    epochs, first = range(start // updates, recipe.epochs), start % updates * accum_iter
-    batches = metrics.timed(rank_batches(job, config, epochs, rank, start=first))
-    for done in range(start, recipe.epochs * updates):
-        epoch, number = divmod(done, updates)
-        rate = lr_at(
-            epoch + number / updates,
-            lr=lr,
-            min_lr=recipe.min_lr,
-            warmup_epochs=recipe.warmup_epochs,
-            epochs=recipe.epochs,
-        )
-        for part in range(accum_iter - 1):
-            accumulate(*_tensors(job, next(batches), Place(epoch, number, part, rank)))  # type: ignore[misc]
-        inputs = _tensors(job, next(batches), Place(epoch, number, accum_iter - 1, rank))
-        result = update(Tensor(rate, ms.float32), *inputs)
-        step = done + 1
-        logged, due = step % LOG_STEPS == 0 or step % updates == 0, recipe.checkpoint_due(step, updates)
-        report = metrics.waiting(Report.read, result) if logged or due else None
-        if report is not None and report.halted:
-            _halt(run_dir, config, job, update, rank, updates, step - report.halted + 1, report)
-        if report is not None and logged:
-            metrics.write(step, report, epoch=step / updates, lr=rate)
-        yield step, step // updates, step % updates, report if due else None
-
-
-def _epoch_updates(config: Config) -> int:
-    recipe, images = config.recipe, load_index(str(config.data.records)).splits["train"].images
-    return steps_per_epoch(images, batch_size=recipe.batch_size * recipe.accum_iter, ranks=config.device.ranks)
-
-
-def _evaluates(recipe: Recipe, step: int, updates: int) -> bool:
-    """Whether the encoder is evaluated behind a step."""
-    return isinstance(recipe, PretrainConfig) and recipe.evaluation_due(step, updates)
-
-
-def _probe(run_dir: Path, config: Config, job: Job, metrics: Metrics) -> Callable[[int, int], None] | None:
-    """What evaluates between epochs, where the config says so."""
-    if not isinstance(job.recipe, PretrainConfig) or job.recipe.eval_epochs is None:
-        return None
-    from mae.training.probe import Probe  # with scikit-learn, which takes a second
-
-    assert isinstance(job.model, MaskedAutoencoder)
-    return Probe(run_dir, config, job.model, metrics)
-
-
-def rank_batches(job: Job, config: Config, epochs: Iterable[int], rank: int, *, start: int) -> Iterator[Batch]:
-    """A rank's batches of epochs, in the first of them from number `start` on."""
-    recipe, model = job.recipe, job.model.config
+def rank_batches(job: Job, epochs: Iterable[int], rank: int, *, start: int) -> Iterator[Batch]:
+    """Yield a rank's batches of `epochs`, in the first of them from batch number `start` on."""
+    recipe, model, config = job.recipe, job.model.config, job.config
     changes = erasing = None
     if isinstance(recipe, FinetuneConfig):
         if recipe.rand_augment is not None:
@@ -164,97 +219,40 @@ def rank_batches(job: Job, config: Config, epochs: Iterable[int], rank: int, *, 
     )
 
 
-def _tensors(job: Job, batch: Batch, place: Place) -> list[Tensor]:
-    return [Tensor(array) for array in job.inputs(batch, place)]
-
-
-def _halt(
-    run_dir: Path, config: Config, job: Job, update: Update, rank: int, updates: int, first: int, report: Report
-) -> None:
-    """Stop where an update was not applied for a reason that no smaller loss scale would mend.
-
-    Nothing was applied since, so that parameters and state are those before step `first`; its batches are made again.
-    """
-    if rank != 0:
-        time.sleep(HALT_SECONDS)  # rank 0 writes what all had; its end ends this process
-    saturation = "a number that the device had to saturate, at loss scale 1"
-    if report.halted > 1:
-        found = saturation if update.gradients.saturates else "a loss or gradient that was not"
-    elif not math.isfinite(report.loss):
-        found = str(report.loss)
-    elif not math.isfinite(report.grad_norm):
-        found = f"gradient norm {report.grad_norm}"
-    else:
-        found = saturation
-    epoch, number = divmod(first - 1, updates)
-    parts = job.recipe.accum_iter
-    batches = {}
-    for r in range(config.device.ranks):
-        stream = rank_batches(job, config, [epoch], r, start=number * parts)
-        for part in range(parts):
-            batches[Place(epoch, number, part, r)] = next(stream)
-        stream.close()  # type: ignore[attr-defined]
-    directory = run_dir / FAILURE / f"step_{first}"
-    write_failure(directory, config, job, _host(job.model.get_parameters()), _host(update.state), batches, step=first)
-    todo = (
-        "lower blr or lengthen warmup_epochs, from a checkpoint before it on (mae train --from); "
-        f"mae train --replay {directory} runs this step again"
-    )
-    raise InputError(f"step {first}", expected="a finite loss and gradient", found=found, todo=todo)
-
-
-def _resume(checkpoints: Path, job: Job, update: Update) -> int:
-    """Load the newest checkpoint, if any, into the job; returns the steps done."""
-    found = checkpoint.newest(checkpoints)
-    if found is None:
-        return 0
-    load_run(found, job, update)
-    state = checkpoint.load_state(found)
+def resume(directory: Path, job: Job, update: Update) -> int:
+    """Load a checkpoint into the job and return the number of completed steps."""
+    load_run(directory, job, update)
+    state = checkpoint.load_state(directory)
     place = f" and {state.update} updates" if state.update else ""
-    print(f"resuming after epoch {state.epoch}{place} from {found}", flush=True)
+    print(f"resuming after epoch {state.epoch}{place} from {directory}", flush=True)
     return state.step
 
 
 def load_run(directory: Path, job: Job, update: Update) -> None:
-    """Parameters and state of a checkpoint into the job.
+    """Load the parameters and the optimiser's state of a checkpoint into the job.
 
     Raises:
-        InputError: they are of another job.
+        InputError: they belong to another job.
     """
-    load_parameters(job.model, checkpoint.load_weights(directory / checkpoint.MODEL), source=directory)
-    saved = checkpoint.load_weights(directory / checkpoint.OPTIMIZER)
+    load_parameters(job.model, load_weights(directory / checkpoint.MODEL), source=directory)
+    saved = load_weights(directory / checkpoint.OPTIMIZER)
     names = sorted(parameter.name for parameter in update.state)
     if sorted(saved) != names:
-        todo = "start again with --fresh"
+        todo = "start over with --fresh"
         differing = ", ".join(sorted(set(saved) ^ set(names))[:5])
         raise InputError(directory / checkpoint.OPTIMIZER, expected="this recipe's state", found=differing, todo=todo)
     for parameter in update.state:
         parameter.set_data(Tensor(saved[parameter.name]))
 
 
-def _save(saver: Saver, job: Job, update: Update, config: Config, state: dict[str, Any]) -> None:
-    """Copy what the device holds, and have it written."""
-    saver.wait()  # no second copy beside the first
-    averages = None
-    if update.ema is not None:
-        averages = {p.name: a.asnumpy().copy() for p, a in zip(job.optimizer.params, update.averages)}
-    write = functools.partial(
-        checkpoint.save,
-        weights=_host(job.model.get_parameters()),
-        card=job.card,
-        moments=_host(update.state),
-        averages=averages,
-        loss_scale={p.name: float(p.asnumpy()) for p in update.loss_scale.state},
-        ranks=config.device.ranks,
-        decoder_float32=config.compute.decoder_float32,
-        **state,
-    )
-    saver.save(state["step"], write)
-
-
 def _host(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
     return {p.name: p.asnumpy().copy() for p in parameters}
 
 
+def main(run_directory: str, resume_from: Optional[str] = None) -> None:
+    """Train one rank of a run."""
+    Engine(Run.open(Path(run_directory)), Path(resume_from) if resume_from is not None else None).train()
+
+
 if __name__ == "__main__":
-    rank_main(lambda: run(Path(sys.argv[1])))
+    rank_main(lambda: main(*sys.argv[1:]))

@@ -1,69 +1,77 @@
-"""What the encoder is worth while it is being pre-trained: kNN or a linear probe between epochs, into metrics.jsonl."""
+"""Measures the encoder between epochs of its pre-training, by protocols on frozen features, into metrics.jsonl."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
 
-from mae.config.sections import Config, LogisticConfig, PretrainConfig
-from mae.evaluation.evaluate import frozen_judge
-from mae.evaluation.features import encoder_features, split_features
+from mae.config.protocols import protocols
+from mae.config.sections import PretrainConfig
+from mae.evaluation.evaluate import protocol_settings
+from mae.evaluation.features import Features, encoder_features, split_features
 from mae.model.mae import MaskedAutoencoder
-from mae.training.metrics import METRICS, Metrics, evaluations, read_lines
+from mae.runs.run import Run
+from mae.training.metrics import Metrics
 
 
 class Probe:
-    """Evaluates in rank 0's process; the others wait for it in their next all-reduce, on Ascend half an hour at most.
+    """Evaluates in rank 0's process. The others wait in their next all-reduce, on Ascend for half an hour at most.
 
-    The features come from a copy of the encoder with a graph of its own, so that nothing of the training is touched.
-    Records are stored in shuffled order: the first `eval_images` of a split are a sample of it, the same each time.
+    The features come from a copy of the encoder with a graph of its own, so the training is not affected. Records are
+    stored in shuffled order: the first `eval_images` of a split are a random sample of it, the same each time.
 
     Args:
-        model: what is trained.
+        model: the model in training.
     """
 
-    def __init__(self, run_dir: Path, config: Config, model: MaskedAutoencoder, metrics: Metrics) -> None:
-        recipe = config.recipe
+    def __init__(self, run: Run, model: MaskedAutoencoder, metrics: Metrics) -> None:
+        recipe = run.config.recipe
         assert isinstance(recipe, PretrainConfig)
-        self.config, self.recipe, self.model, self.metrics = config, recipe, model, metrics
-        self.copy = MaskedAutoencoder(config.model)
-        self.encode = encoder_features(self.copy, (config.linear or LogisticConfig()).pool)
-        self.records = Path(str(config.data.records))
-        self.done = {(line["step"], line["protocol"]) for line in evaluations(read_lines(run_dir / METRICS))}
+        self.run, self.recipe, self.model, self.metrics = run, recipe, model, metrics
+        self.copy = MaskedAutoencoder(run.config.model)
+        self.settings = {name: protocol_settings(name, run.config) for name in recipe.eval_protocols}
+        pools = {getattr(settings, "pool", "cls") for settings in self.settings.values()}
+        self.encoders = {pool: encoder_features(self.copy, pool) for pool in sorted(pools)}
+        self.done = {(line["step"], line["protocol"]) for line in run.measurements()}
 
     def __call__(self, step: int, epoch: int) -> None:
-        """Evaluate behind a step that ends an epoch, by what has not been measured there before a kill."""
-        protocols = [name for name in self.recipe.eval_protocols if (step, name) not in self.done]
-        if protocols:
+        """Evaluate after a step that ends an epoch, by the protocols whose results are not in the log yet."""
+        todo = [name for name in self.recipe.eval_protocols if (step, name) not in self.done]
+        if todo:
             with self.metrics.apart():
-                self._measure(protocols, step, epoch)
+                self._measure(todo, step, epoch)
 
-    def _features(self, images: np.ndarray) -> np.ndarray:
-        self.metrics.alive()
-        return self.encode(images)
-
-    def _measure(self, protocols: Sequence[str], step: int, epoch: int) -> None:
+    def _measure(self, names: Sequence[str], step: int, epoch: int) -> None:
         began = time.monotonic()
         for to, now in zip(self.copy.get_parameters(), self.model.get_parameters()):
             to.set_data(Tensor(now.asnumpy().copy()))
-        workers, limit = self.config.data.workers, self.recipe.eval_images
-        train, val = (
-            split_features(self.records, split, self.config.model, self._features, workers=workers, limit=limit)
-            for split in ("train", "val")
-        )
-        for protocol in protocols:
-            correct = frozen_judge(protocol, self.config)(train, val) == val.labels
+        known, features = protocols(), {}
+        for name in names:
+            pool = getattr(self.settings[name], "pool", "cls")
+            if pool not in features:
+                features[pool] = [self._features(split, pool) for split in ("train", "val")]
+            train, val = features[pool]
+            correct = known[name].predict(train, val, self.settings[name]) == val.labels
             took, began = time.monotonic() - began, time.monotonic()
             self.metrics.write_evaluation(
                 step,
                 epoch=float(epoch),
-                protocol=protocol,
+                protocol=name,
                 top1=float(correct.mean()),
                 images=len(correct),
                 train_images=len(train.labels),
                 evaluation_seconds=round(took, 2),
             )
+
+    def _features(self, split: str, pool: str) -> Features:
+        config = self.run.config
+        workers, limit = config.data.workers, self.recipe.eval_images
+
+        def compute(images: np.ndarray) -> np.ndarray:
+            self.metrics.alive()
+            return self.encoders[pool](images)
+
+        return split_features(self.run.records, split, config.model, compute, workers=workers, limit=limit)

@@ -1,4 +1,4 @@
-"""What is trained: a model, its loss and optimiser, and how a batch of records becomes the loss's arguments."""
+"""Builds a job: a model, its loss and optimiser, and the function that makes the loss's arguments from a batch."""
 
 from __future__ import annotations
 
@@ -14,43 +14,49 @@ from datasets.batches.mixup import keep_map
 from mae.config.sections import Config, FinetuneConfig, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.device.context import seed_initialisers
 from mae.masking import ids_from_noise
+from mae.model.card import ModelCard
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import Encoder, VisionTransformer
-from mae.runs.checkpoint import ModelCard
+from mae.training.losses import ClassifyLoss, PretrainLoss
 from mae.training.optim import LARS, AdamW, layer_scales
-from mae.training.update import ClassifyLoss, Optimizer, PretrainLoss
+from mae.training.update import Optimizer
 from mae.weights.restore import classifier_from_mae
 
 
 class Place(NamedTuple):
-    """Where in the training a batch stands: seeds what is drawn for it."""
+    """The place of a batch in the training. It seeds the random numbers of the batch."""
 
     epoch: int
     update: int
-    part: int  # of the batches that are accumulated for one update
+    part: int  # number of the batch among those accumulated for one update
     rank: int = 0
 
 
 class Job(NamedTuple):
     """One task, ready for the training loop."""
 
-    recipe: Recipe
+    config: Config  # the one in force
     model: Encoder
     loss: nn.Cell
     optimizer: Optimizer
     card: ModelCard
-    inputs: Callable[[Batch, Place], list[np.ndarray]]
+    inputs: Callable[[Batch, Place], list[np.ndarray]]  # arguments of the loss
+
+    @property
+    def recipe(self) -> Recipe:
+        """The section of the task."""
+        return self.config.recipe
 
 
 def build_job(config: Config, *, classes: list[str]) -> Job:
-    """The job of the config's task, at the initialisation that the config's seed gives on every rank."""
+    """Return the job of the config's task, with the same initial weights on every rank, from the config's seed."""
     seed_initialisers(config.seed)
     recipe = config.recipe
     if isinstance(recipe, PretrainConfig):
         return _pretrain(config, recipe)
     if isinstance(recipe, FinetuneConfig):
         return _finetune(config, recipe, classes)
-    return _linprobe(config, recipe, classes)
+    return _linear(config, recipe, classes)
 
 
 def _pretrain(config: Config, recipe: PretrainConfig) -> Job:
@@ -61,7 +67,7 @@ def _pretrain(config: Config, recipe: PretrainConfig) -> Job:
         return [batch.images, *ids_from_noise(drawn, recipe.mask_ratio)]
 
     return Job(
-        recipe=recipe,
+        config=config,
         model=model,
         loss=PretrainLoss(model),
         optimizer=AdamW(model.trainable_params(), betas=recipe.betas, weight_decay=recipe.weight_decay),
@@ -71,7 +77,7 @@ def _pretrain(config: Config, recipe: PretrainConfig) -> Job:
 
 
 def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job:
-    """End-to-end fine-tuning: the deeper a layer, the larger its learning rate (layer-wise decay)."""
+    """End-to-end fine-tuning with layer-wise decay: the deeper a layer, the larger its learning rate."""
     model = _classifier(config, config.model, classes, drop_path=recipe.drop_path)
     parameters = model.trainable_params()
     names = [p.name for p in parameters]
@@ -88,7 +94,7 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job
         return arrays
 
     return Job(
-        recipe=recipe,
+        config=config,
         model=model,
         loss=ClassifyLoss(model, recipe.label_smoothing),
         optimizer=AdamW(
@@ -117,22 +123,22 @@ def branches(drawn: np.ndarray, drop_path: float) -> np.ndarray:
 def _drawn(images: int, ranks: int, each: int, place: Place, seeds: list[int]) -> np.ndarray:
     """Uniform numbers (images, each) float64 for one rank's batch.
 
-    Those of an update are one stream: what an image gets depends neither on the number of ranks nor on how many parts
-    the update is cut into.
+    All numbers of an update come from one stream, so the numbers of an image depend neither on the number of ranks nor
+    on the number of parts of an update.
     """
     rows, stream = images * ranks, np.random.default_rng(seeds)
     stream.bit_generator.advance(place.part * rows * each)  # type: ignore[attr-defined]
     return stream.random((rows, each))[place.rank :: ranks]
 
 
-def _linprobe(config: Config, recipe: LinearConfig, classes: list[str]) -> Job:
-    """A linear layer behind batch normalisation on the frozen encoder's cls token."""
+def _linear(config: Config, recipe: LinearConfig, classes: list[str]) -> Job:
+    """Batch normalisation and a linear layer on the frozen encoder's class token."""
     sizes = config.model.model_copy(update={"pool": "cls", "head": "batch_norm"})
     model = _classifier(config, sizes, classes, drop_path=0.0)
     for parameter in model.trainable_params():
         parameter.requires_grad = parameter.name.startswith("head.")
     return Job(
-        recipe=recipe,
+        config=config,
         model=model,
         loss=ClassifyLoss(model, 0.0),
         optimizer=LARS(
@@ -144,6 +150,6 @@ def _linprobe(config: Config, recipe: LinearConfig, classes: list[str]) -> Job:
 
 
 def _classifier(config: Config, sizes: ModelConfig, classes: list[str], *, drop_path: float) -> VisionTransformer:
-    if config.init is None:  # train() refuses it; `mae plan` measures before there is a checkpoint
+    if config.init is None:  # train() refuses this; `mae plan` measures before there is a checkpoint
         return VisionTransformer(sizes, len(classes), drop_path=drop_path, compute=config.compute)
     return classifier_from_mae(Path(config.init), len(classes), sizes, drop_path=drop_path, compute=config.compute)

@@ -10,77 +10,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mae.config.sections import ModelConfig
 from mae.device.context import all_mean, float_status
-from mae.model.mae import MaskedAutoencoder
-from mae.model.vit import VisionTransformer
 from mae.training.optim import LARS, AdamW, LossScale
 
 Optimizer = Union[AdamW, LARS]
 BUCKET_BYTES = 32 << 20  # a ViT-B's gradients are 14 of them; torch's DDP takes 25 MB
-
-
-def normalise_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Pixels (..., 3) between 0 and 255 -> float32, less the model's pixel mean, over its pixel standard deviation."""
-    shift, scale = (np.array(v, np.float32) * 255 for v in (config.pixel_mean, config.pixel_std))
-    return (pixels - shift) / scale
-
-
-class Normalise(nn.Cell):
-    """`normalise_pixels` in the graph: uint8 (N, H, W, 3) -> float32 (N, 3, H, W)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.shift = Tensor(np.array(config.pixel_mean, np.float32) * 255)
-        self.scale = Tensor(1 / (np.array(config.pixel_std, np.float32) * 255))
-
-    def construct(self, images: Tensor) -> Tensor:
-        return ((images.astype(ms.float32) - self.shift) * self.scale).transpose(0, 3, 1, 2)
-
-
-class PretrainLoss(nn.Cell):
-    """Loss of a MAE on uint8 images."""
-
-    def __init__(self, model: MaskedAutoencoder) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
-
-    def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
-        return self.model(self.normalise(images), ids_keep, ids_restore)
-
-
-class ClassifyLoss(nn.Cell):
-    """Cross entropy of a classifier on uint8 images, labels smoothed; of mixed images where the batch brings a map."""
-
-    def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
-        self.label_smoothing = label_smoothing
-        self.drop_path = model.drop_path
-        self.reverse = ops.ReverseV2(axis=[0])
-
-    def construct(self, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8, (N,) int32, what was drawn for them -> mean loss.
-
-        Drawn are, each where the recipe has it, `job.branches`'s (N, depth, 2) and `mixup.keep_map`'s (H, W), float32.
-        An image is mixed with its opposite in the batch, its label in the proportion in which its pixels remain.
-        """
-        pixels = self.normalise(images)
-        branches = None
-        if self.drop_path:
-            branches = drawn[0]
-            drawn = drawn[1:]
-        if drawn:
-            pixels = pixels * drawn[0] + self.reverse(pixels) * (1 - drawn[0])
-        log_probabilities = ops.log_softmax(self.model(pixels, branches), -1)
-        true = ops.one_hot(labels, log_probabilities.shape[1], 1.0 - self.label_smoothing, 0.0)
-        target = true + self.label_smoothing / log_probabilities.shape[1]
-        if drawn:
-            share = drawn[0].mean()
-            target = target * share + self.reverse(target) * (1 - share)
-        return -(target * log_probabilities).sum(-1).mean()
 
 
 class Gradients(nn.Cell):
@@ -212,7 +146,7 @@ class _ScaledLoss(nn.Cell):
         return self.loss(*batch) * self.scale
 
 
-class Report(NamedTuple):
+class StepResult(NamedTuple):
     """What an update tells, in the order of the tensor that it returns."""
 
     loss: float  # mean over ranks and accumulated batches
@@ -223,7 +157,7 @@ class Report(NamedTuple):
     saturated: bool  # the device had to, so that loss and norm are no more than finite
 
     @classmethod
-    def read(cls, tensor: Tensor) -> Report:
+    def read(cls, tensor: Tensor) -> StepResult:
         """Waits for the device."""
         loss, grad_norm, loss_scale, overflows, halted, saturated = tensor.asnumpy().tolist()
         return cls(loss, grad_norm, loss_scale, int(overflows), int(halted), saturated > 0)
@@ -272,7 +206,7 @@ class Update(nn.Cell):
             self.state += list(self.averages)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> Tensor:
-        """`lr` () float32 -> the values of `Report`."""
+        """`lr` () float32 -> the values of `StepResult`."""
         told, gradients = self.gradients(*batch)
         if self.accum_iter > 1:
             told = (told + self.told_sum) / self.accum_iter
@@ -317,27 +251,3 @@ class Accumulate(nn.Cell):
         told, gradients = self.gradients(*batch)
         told = ops.depend(told, ops.assign_add(self.told_sum, told))
         return ops.depend(told, self.map(ops.assign_add, self.sums, gradients))
-
-
-class Classify(nn.Cell):
-    """Logits (N, classes) of uint8 images (N, H, W, 3)."""
-
-    def __init__(self, model: VisionTransformer) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
-
-    def construct(self, images: Tensor) -> Tensor:
-        return self.model(self.normalise(images))
-
-
-class Reconstruct(nn.Cell):
-    """Predicted patches (N, L, p*p*3) and mask (N, L) of uint8 images (N, H, W, 3)."""
-
-    def __init__(self, model: MaskedAutoencoder) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
-
-    def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.reconstruct(self.normalise(images), ids_keep, ids_restore)

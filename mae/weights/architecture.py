@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from datasets.base.errors import InputError
 from mae.config.sections import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
-from mae.runs.checkpoint import ModelCard
+from mae.model.card import ModelCard
 
 # Heads by width of the published ViTs (Touvron et al. 2021, Dosovitskiy et al. 2021) and of the MAE decoder.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}

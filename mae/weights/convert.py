@@ -17,9 +17,10 @@ import numpy as np
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, atomic_directory, write_json
+from mae.model.card import Conversion, ModelCard
 from mae.model.pos_embed import interpolate
 from mae.runs import checkpoint
-from mae.runs.checkpoint import CONFIG, PREPROCESSOR, Conversion, ModelCard
+from mae.runs.model_file import CONFIG, FOLDER_FILES, PREPROCESSOR, model_file
 from mae.weights import hugging_face
 from mae.weights.architecture import IMAGENET, Told, check_settings, describe, told_by_args, told_by_name
 from mae.weights.files import WeightFile, read_file, write_file
@@ -136,7 +137,7 @@ def convert(
 def _load(source: PathLike, settings: Mapping[str, Any], random_decoder: bool) -> Loaded:
     """A model with a card that always tells of its conversion."""
     check_settings(settings)
-    path = checkpoint.model_file(Path(source))
+    path = model_file(Path(source))
     file = read_file(path)
     layout = detect(file.weights)
     found = to_ours(file.weights, layout)
@@ -187,7 +188,7 @@ def _told(path: Path, file: WeightFile, layout: str) -> tuple[Told, list[str]]:
         return Told(card.model.model_dump(), card.kind, card.classes, card.mask_ratio), []
     if layout == "hugging_face":
         beside = path.with_name(CONFIG)
-        if path.name in checkpoint.FOLDER_FILES and beside.is_file():
+        if path.name in FOLDER_FILES and beside.is_file():
             told, pixels = hugging_face.told_by(_json(beside), beside), path.with_name(PREPROCESSOR)
             if not pixels.is_file():
                 return told, []

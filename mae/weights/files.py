@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from datasets.base.errors import InputError
 from datasets.base.files import atomic_write
-from mae.runs.checkpoint import ModelCard
+from mae.model.card import ModelCard
 
 TORCH, SAFETENSORS, MINDSPORE = (".pth", ".pt", ".bin"), ".safetensors", ".ckpt"
 CARD = "maeflow"  # key of the card in every kind of file

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
-from mae.runs.checkpoint import ModelCard
+from mae.model.card import ModelCard
 from mae.weights.architecture import IMAGENET, Told
 
 KINDS = {

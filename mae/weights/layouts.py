@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mae.runs.checkpoint import ModelCard
+from mae.model.card import ModelCard
 
 Layout = Literal["upstream", "hugging_face", "mindformers"]
 Weights = dict[str, np.ndarray]

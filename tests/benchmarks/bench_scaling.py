@@ -21,8 +21,8 @@ from pathlib import Path
 from datasets.sample import unpack_sample
 from mae.config.load import load_config
 from mae.data import prepare
+from mae.runs.log import METRICS, read_lines
 from mae.train import train
-from mae.training.metrics import METRICS, read_lines
 
 CASES = {  # changes of the demo's job
     "demo, 64 images a rank": [],

@@ -15,7 +15,7 @@ data: {shard_mb: 1}
 model: {image_size: 28, patch_size: 14, embed_dim: 16, depth: 1, num_heads: 2, decoder_embed_dim: 16,
         decoder_depth: 1, decoder_num_heads: 2, gelu: tanh}
 pretrain: {epochs: 40, batch_size: 8, blr: 1.0e-3, warmup_epochs: 1, checkpoint_epochs: 1}
-linear: {pool: mean, tol: 0.01}
+logistic: {pool: mean, tol: 0.01}
 """
 
 

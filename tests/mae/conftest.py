@@ -36,8 +36,8 @@ TINY = {
     "device": {"ranks": 1},
     "pretrain": {"epochs": 4, "batch_size": 16, "blr": 8e-2, "warmup_epochs": 1, "checkpoint_epochs": 1},
     "finetune": {"epochs": 1, "batch_size": 16, "blr": 1e-2, "warmup_epochs": 0},
-    "linprobe": {"epochs": 12, "batch_size": 20, "blr": 100.0, "warmup_epochs": 1, "crop_scale": 0.8},
-    "linear": {"pool": "mean", "l2": [1e-2, 1e-1], "tol": 1e-2},
+    "linear": {"epochs": 12, "batch_size": 20, "blr": 100.0, "warmup_epochs": 1, "crop_scale": 0.8},
+    "logistic": {"pool": "mean", "l2": [1e-2, 1e-1], "tol": 1e-2},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mae.config.sections import ModelConfig
-from mae.runs.checkpoint import ModelCard
+from mae.model.card import ModelCard
 from mae.weights.layouts import shapes
 
 SMALL = {

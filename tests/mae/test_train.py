@@ -12,7 +12,7 @@ from datasets.base.errors import InputError
 from datasets.base.files import write_json
 from mae.evaluation.evaluate import evaluate
 from mae.launch.process_tree import started
-from mae.runs import checkpoint
+from mae.runs.model_file import load_weights
 from mae.train import run_directory, train
 
 
@@ -126,15 +126,15 @@ def test_a_run_that_another_process_trains_is_left_alone(tiny, trained, tmp_path
         ("no NPU", {"device": {"target": "Ascend"}}, "configs/demo.yaml"),
         ("diverging", {"pretrain": {"blr": 1e30}}, "expected a finite loss"),
         ("nothing to measure", {"pretrain": {"eval_epochs": 1}}, "at least 2 classes"),
-        ("no checkpoint to probe", {}, "init: expected a checkpoint that task linprobe starts from"),
+        ("no checkpoint to probe", {}, "init: expected a checkpoint that task linear starts from"),
     ],
 )
 def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
     if name == "nothing to measure":
         sections = {**sections, "data": {"records": unlabelled(tiny.data.records, tmp_path)}}
     job = with_(tiny, **sections)
-    if "linprobe" in message:
-        job = job.model_copy(update={"task": "linprobe"})
+    if "linear" in message:
+        job = job.model_copy(update={"task": "linear"})
     with pytest.raises(InputError) as error:
         train(job, workspace=tmp_path)
     assert message in str(error.value), name
@@ -143,16 +143,16 @@ def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
 
 
 def test_a_linear_probe_trains_the_head_only(tiny, trained, tmp_path):
-    probe = tiny.model_copy(update={"task": "linprobe", "init": str(trained.checkpoint)})
+    probe = tiny.model_copy(update={"task": "linear", "init": str(trained.checkpoint)})
     run = train(probe, workspace=tmp_path)
     lines = metrics(run.run_dir)
     assert lines[-1]["loss"] < min(np.log(10), lines[0]["loss"])  # chance
-    weights, encoder = (checkpoint.load_weights(path) for path in (run.checkpoint, trained.checkpoint))
+    weights, encoder = (load_weights(path) for path in (run.checkpoint, trained.checkpoint))
     for name in ("cls_token", "blocks.0.attn.qkv.weight", "norm.weight"):
         np.testing.assert_array_equal(weights[name], encoder[name])
     assert weights["head.0.num_batches_tracked"] == run.steps
     assert np.abs(weights["head.0.running_mean"]).max() > 0
-    state = checkpoint.load_weights(run.checkpoint.with_name("optimizer.safetensors"))
+    state = load_weights(run.checkpoint.with_name("optimizer.safetensors"))
     assert sorted(state) == ["lars_v.head.1.bias", "lars_v.head.1.weight"]
     score = evaluate(
         run.checkpoint, tiny.data.records, protocol="classify", config=tiny, workspace=tmp_path, out=tmp_path / "e"

@@ -7,7 +7,8 @@ from mindspore import Tensor, nn
 from datasets.batches.mixup import keep_map
 from mae.config.sections import ModelConfig
 from mae.device.context import setup
-from mae.training.update import ClassifyLoss, normalise_pixels
+from mae.model.forward import normalise_pixels
+from mae.training.losses import ClassifyLoss
 
 SHAPE = (12, 20)
 

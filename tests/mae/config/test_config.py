@@ -51,8 +51,8 @@ def path(tmp_path):
         ("finetune.random_erasing=1.5", "finetune.random_erasing: expected Input should be less than or equal to 1"),
         ("finetune.random_erasing=-0.1", "finetune.random_erasing: expected Input should be greater"),
         ("finetune={min_lr: 1.0}", "finetune.min_lr must be below the learning rate"),
-        ("linprobe.batch_size=1", "linprobe.batch_size"),
-        ("task=linprobe", "task is linprobe, so a section `linprobe:` is needed"),
+        ("linear.batch_size=1", "linear.batch_size"),
+        ("task=linear", "task is linear, so a section `linear:` is needed"),
         ("task=finetune", "task is finetune, so a section `finetune:` is needed"),
         ("task=sleep", "task: expected"),
         ("name=a/b", "name: expected"),
@@ -112,12 +112,11 @@ def test_a_shipped_config_keeps_its_promise(file):
     assert "Expected" in words
     assert "Source: " in words
     assert re.search(r"\b(h|min|minutes|s)\b", words.split("Expected", 1)[1])
-    for name in ("pretrain", "finetune", "linprobe"):
+    for name in ("pretrain", "finetune", "linear"):
         recipe = getattr(config, name)
         if recipe is not None and config.device.ranks == 8:
             assert (
-                recipe.batch_size * 8 * recipe.accum_iter
-                == {"pretrain": 4096, "finetune": 1024, "linprobe": 16384}[name]
+                recipe.batch_size * 8 * recipe.accum_iter == {"pretrain": 4096, "finetune": 1024, "linear": 16384}[name]
             )
 
 
@@ -134,9 +133,9 @@ def test_a_shipped_config_keeps_its_promise(file):
         ("finetune_vit_b16", "finetune", {"epochs": 100, "lr": 2e-3, "layer_decay": 0.65, "drop_path": 0.1}),
         ("finetune_vit_l16", "finetune", {"epochs": 50, "lr": 4e-3, "layer_decay": 0.75, "drop_path": 0.2}),
         ("finetune_vit_h14", "finetune", {"epochs": 50, "lr": 4e-3, "layer_decay": 0.75, "drop_path": 0.3}),
-        ("linprobe_vit_b16", "linprobe", {"epochs": 90, "lr": 6.4, "warmup_epochs": 10, "weight_decay": 0.0}),
-        ("linprobe_vit_l16", "linprobe", {"epochs": 50, "lr": 6.4, "momentum": 0.9, "trust": 0.001}),
-        ("linprobe_vit_h14", "linprobe", {"epochs": 50, "lr": 6.4, "crop_scale": 0.08}),
+        ("linear_vit_b16", "linear", {"epochs": 90, "lr": 6.4, "warmup_epochs": 10, "weight_decay": 0.0}),
+        ("linear_vit_l16", "linear", {"epochs": 50, "lr": 6.4, "momentum": 0.9, "trust": 0.001}),
+        ("linear_vit_h14", "linear", {"epochs": 50, "lr": 6.4, "crop_scale": 0.08}),
     ],
 )
 def test_a_recipe_is_the_published_one(file, section, expected):

@@ -9,7 +9,8 @@ import pytest
 from datasets.base.errors import InputError
 from mae.config.sections import LogisticConfig, ModelConfig
 from mae.evaluation.evaluate import _linear_judge, _neighbours_judge, evaluate
-from mae.evaluation.features import Features, in_fixed_batches, pixel_features, split_features
+from mae.evaluation.features import in_fixed_batches, pixel_features, split_features
+from mae.evaluation.protocol import Features
 
 
 @pytest.fixture(scope="module")

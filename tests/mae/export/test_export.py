@@ -17,9 +17,11 @@ from mae.config.sections import ComputeConfig, ModelConfig
 from mae.device.context import setup
 from mae.export import onnx_graph
 from mae.export import verified as export
+from mae.model.card import ModelCard
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer
 from mae.runs import checkpoint
+from mae.runs.model_file import load_card
 from tests.mae.made_weights import SMALL
 
 SIZES = {**SMALL, "image_size": (12, 20), "patch_size": 4}
@@ -57,7 +59,7 @@ def saved(folder, kind, changes, compute=None):
         elif p.dtype == ms.float32:
             values = p.asnumpy() + 0.2 * rng.standard_normal(p.shape)
             p.set_data(Tensor(values.astype(np.float32)))
-    card = checkpoint.ModelCard(kind=kind, model=config, classes=classes)
+    card = ModelCard(kind=kind, model=config, classes=classes)
     weights = {p.name: p.asnumpy() for p in model.get_parameters()}
     checkpoint.save(folder / "1", weights, card, moments={}, step=1, epoch=1, loss=0.0)
     model.set_train(False)
@@ -152,7 +154,7 @@ def test_the_file_says_what_it_is(tmp_path, suffix):
     pixels = {"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.5, 0.25, 1)}
     _, path = saved(tmp_path, "classifier", pixels)
     metadata = metadata_of(export.export(path, tmp_path / f"model{suffix}", batch_size=2).path)
-    assert checkpoint.ModelCard.model_validate_json(metadata["maeflow"]) == checkpoint.load_card(path)
+    assert ModelCard.model_validate_json(metadata["maeflow"]) == load_card(path)
     assert metadata["source_digest"] == file_digest(path)
     normalisation = json.loads(metadata["normalisation"])
     assert (normalisation["mean"], normalisation["std"]) == ([0.5, 0.4, 0.3], [0.5, 0.25, 1])

@@ -12,8 +12,8 @@ from mae.health.tensorboard import FOLDER
 from mae.health.verdict import FILE, Verdict, looks, verdict
 from mae.launch.ranks import run_ranks
 from mae.runs.history import past_runs, recipe_digest, recipe_history, remember
+from mae.runs.log import METRICS, read_lines
 from mae.train import _resolved, train
-from mae.training.metrics import METRICS, read_lines
 from tests.mae.test_train import with_
 from tests.mae.training.test_metrics import curves
 
@@ -171,7 +171,7 @@ def test_no_finding(job, tmp_path, name, columns, ranks):
     assert found == [], name
 
 
-@pytest.mark.parametrize("task", ["finetune", "linprobe"])
+@pytest.mark.parametrize("task", ["finetune", "linear"])
 def test_a_flat_end_of_a_classifier_is_no_plateau(tiny, tmp_path, task):
     recipe = getattr(tiny, task).model_copy(update={"epochs": EPOCHS, "warmup_epochs": 5})
     job = tiny.model_copy(update={"task": task, task: recipe})

@@ -72,12 +72,12 @@ def test_the_published_job():
 def test_a_probe_trains_its_head_only():
     """State by hand: a ViT-B classifier's weights in both precisions; gradients, velocities, sums and averages."""
     probe = {"epochs": 90, "batch_size": 512, "accum_iter": 4, "ema": 0.999}
-    job = {**JOB, "task": "linprobe", "pretrain": None, "finetune": None, "linprobe": probe}
+    job = {**JOB, "task": "linear", "pretrain": None, "finetune": None, "linear": probe}
     made, head = plan(parse_config(job, source="test")), 1000 * 769
-    assert made.value("linprobe", "state") == pytest.approx((86_567_656 * 6 + head * 16) / 1e9)
+    assert made.value("linear", "state") == pytest.approx((86_567_656 * 6 + head * 16) / 1e9)
     one_block = 512 * (2 * 4 * 197 * 768 + 2 * (197 * 768 * (6 + 3 * 4) + 12 * 197**2))
-    assert made.value("linprobe", "activations") == pytest.approx(one_block / 1e9)
-    assert made.value("linprobe", "memory") == pytest.approx((86_567_656 * 6 + head * 16 + one_block) / 32e9)
+    assert made.value("linear", "activations") == pytest.approx(one_block / 1e9)
+    assert made.value("linear", "memory") == pytest.approx((86_567_656 * 6 + head * 16 + one_block) / 32e9)
 
 
 def test_what_checkpoints_cost():

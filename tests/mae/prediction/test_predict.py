@@ -15,7 +15,8 @@ from mae.config.sections import ModelConfig
 from mae.evaluation.evaluate import evaluate
 from mae.prediction.predict import predict
 from mae.prediction.predictors import from_patches, to_patches, to_pixels
-from mae.runs.checkpoint import MODEL, load_weights
+from mae.runs.checkpoint import MODEL
+from mae.runs.model_file import load_weights
 from mae.weights.convert import convert
 from tests.mae.servers import Served
 

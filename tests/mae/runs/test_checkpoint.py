@@ -7,10 +7,12 @@ from safetensors.numpy import save_file
 from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.evaluation.features import seeded_mae
+from mae.model.card import ModelCard
 from mae.runs import checkpoint
+from mae.runs.model_file import load_card, load_weights, model_file
 from mae.weights.restore import classifier_from_mae, load_classifier, load_mae, load_parameters
 
-CARD = checkpoint.ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
+CARD = ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1.5])}
 
 
@@ -37,8 +39,8 @@ def replaced_by_directory(path):
 def test_what_is_written_is_read(saved):
     newest = checkpoint.newest(saved)
     assert newest == saved / "30"
-    assert checkpoint.load_card(newest / checkpoint.MODEL) == CARD
-    found = checkpoint.load_weights(newest / checkpoint.MODEL)
+    assert load_card(newest / checkpoint.MODEL) == CARD
+    found = load_weights(newest / checkpoint.MODEL)
     assert found.keys() == WEIGHTS.keys()
     for name, value in WEIGHTS.items():
         np.testing.assert_array_equal(found[name], value)
@@ -72,18 +74,18 @@ def test_a_half_written_one_is_none(saved):
 
 @pytest.mark.parametrize("give", ["model.safetensors", ".", "../.."])
 def test_a_user_may_name_file_checkpoint_or_run(saved, give):
-    assert checkpoint.model_file(saved / "30" / give).resolve() == (saved / "30" / "model.safetensors").resolve()
+    assert model_file(saved / "30" / give).resolve() == (saved / "30" / "model.safetensors").resolve()
 
 
 @pytest.mark.parametrize("give", ["model.safetensors", "."])
 def test_a_damaged_one_that_a_user_names_is_refused(saved, tmp_path, give):
     elsewhere = (saved / "30").rename(tmp_path / "best")
-    assert checkpoint.model_file(elsewhere / give).is_file()
+    assert model_file(elsewhere / give).is_file()
     content = bytearray((elsewhere / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (elsewhere / "model.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"expected the content of SHA-256 [0-9a-f]{64}, found other content"):
-        checkpoint.model_file(elsewhere / give)
+        model_file(elsewhere / give)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +100,12 @@ def test_what_is_no_checkpoint_of_ours(tmp_path, name, write, message):
     path = tmp_path / "model.safetensors"
     write(path)
     with pytest.raises(InputError, match=message):
-        checkpoint.load_card(checkpoint.model_file(path))
+        load_card(model_file(path))
 
 
 def test_differences_are_named(trained):
     model = load_mae(trained.checkpoint)
-    weights = checkpoint.load_weights(trained.checkpoint)
+    weights = load_weights(trained.checkpoint)
     weights["surplus"] = weights.pop("norm.weight")
     weights["mask_token"] = weights["mask_token"][..., :4]
     with pytest.raises(InputError) as error:

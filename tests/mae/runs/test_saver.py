@@ -10,12 +10,13 @@ import pytest
 
 from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
+from mae.model.card import ModelCard
 from mae.runs import checkpoint, saver
 from mae.runs.saver import Saver
 from mae.train import _check_resumed, run_directory, train
 from tests.mae.test_train import with_
 
-CARD = checkpoint.ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
+CARD = ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
 WEIGHTS = {"a": np.zeros(1000, np.float32)}
 
 
@@ -126,7 +127,7 @@ PLAIN = {"finetune": {"mixup": 0.0, "cutmix": 0.0}}
     [
         ("plain fine-tuning", "finetune", PLAIN, True),
         ("images mixed with others of the batch", "finetune", MIXED, False),
-        ("batch normalisation", "linprobe", {}, False),
+        ("batch normalisation", "linear", {}, False),
     ],
 )
 def test_a_rank_s_batch_matters_where_its_images_meet(tiny, trained, tmp_path, name, task, sections, same):

@@ -8,7 +8,7 @@ import pytest
 from datasets.batches.batches import Batch
 from mae.config.sections import Config
 from mae.device.context import setup
-from mae.runs.checkpoint import load_weights
+from mae.runs.model_file import load_weights
 from mae.train import train
 from mae.training.task import Place, build_job
 from tests.mae.conftest import TINY

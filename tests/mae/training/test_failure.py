@@ -16,6 +16,7 @@ from mae.cli import app
 from mae.runs import checkpoint
 from mae.runs.failure import FALLBACK, failures, fall_back
 from mae.runs.inputs import run_inputs
+from mae.runs.model_file import load_card, load_weights
 from mae.train import run_directory, train
 from mae.training.replay import replay
 from tests.mae.test_train import metrics, with_
@@ -26,7 +27,7 @@ def planted(job, trained, workspace, name, value):
     run_dir = run_directory(job, workspace=workspace)
     directory = run_dir / "checkpoints" / str(trained.steps)
     shutil.copytree(trained.checkpoint.parent, directory)
-    weights, card = checkpoint.load_weights(directory / "model.safetensors"), checkpoint.load_card(trained.checkpoint)
+    weights, card = load_weights(directory / "model.safetensors"), load_card(trained.checkpoint)
     weights[name] = weights[name] * np.float32(value)
     save_file(weights, directory / "model.safetensors", metadata={"maeflow": card.model_dump_json()})
     state = checkpoint.load_state(directory).model_dump(exclude={"digests"})
@@ -47,11 +48,11 @@ def test_a_failed_step_is_kept_and_runs_again(tiny, trained, tmp_path):
     records = epoch_order(200, seed=job.seed, epoch=4)[:16].tolist()
     assert [sample["record"] for sample in facts["samples"]] == records
     assert facts["samples"][3]["path"] == source(job.data.records, "train", records[3]).path
-    before = checkpoint.load_weights(run_dir / "checkpoints" / "48" / "model.safetensors")
-    for name, value in checkpoint.load_weights(kept / "model.safetensors").items():
+    before = load_weights(run_dir / "checkpoints" / "48" / "model.safetensors")
+    for name, value in load_weights(kept / "model.safetensors").items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
-    state = checkpoint.load_weights(run_dir / "checkpoints" / "48" / "optimizer.safetensors")
-    for name, value in checkpoint.load_weights(kept / "optimizer.safetensors").items():
+    state = load_weights(run_dir / "checkpoints" / "48" / "optimizer.safetensors")
+    for name, value in load_weights(kept / "optimizer.safetensors").items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
     found = CliRunner().invoke(app, ["train", "--replay", str(kept)])
     assert found.exit_code == 0, found.output
@@ -68,7 +69,7 @@ def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path):
     moments = run_dir / "checkpoints" / "48" / "optimizer.safetensors"
     scale = {"loss_scale": 65536.0, "loss_scale_good_updates": 0.0, "loss_scale_overflows": 0.0}
     scalars = {name: np.array(value, np.float32) for name, value in scale.items()}
-    save_file({**checkpoint.load_weights(moments), **scalars}, moments)
+    save_file({**load_weights(moments), **scalars}, moments)
     state = checkpoint.load_state(moments.parent).model_dump(exclude={"digests"})
     checkpoint.write_state(moments.parent, **state)
     run = train(job, workspace=half)

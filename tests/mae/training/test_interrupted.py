@@ -9,6 +9,7 @@ import pytest
 from datasets.base.errors import InputError
 from mae.runs import checkpoint
 from mae.runs.failure import failures
+from mae.runs.model_file import load_weights
 from mae.train import _resolved, run_directory, train
 from mae.training.replay import replay
 from tests.mae.test_train import metrics, with_
@@ -23,7 +24,7 @@ def test_a_killed_one_ends_as_if_nothing_had_happened(tiny, trained, tmp_path, n
     if name == "float16":
         job = with_(tiny, pretrain=RECIPE, compute={"dtype": "float16"})
     else:
-        job = with_(tiny, linprobe=RECIPE).model_copy(update={"task": "linprobe", "init": str(trained.checkpoint)})
+        job = with_(tiny, linear=RECIPE).model_copy(update={"task": "linear", "init": str(trained.checkpoint)})
     job = _resolved(job)
     whole = train(job, workspace=tmp_path / "whole")
     (tmp_path / "killed").mkdir()
@@ -38,7 +39,7 @@ def test_a_killed_one_ends_as_if_nothing_had_happened(tiny, trained, tmp_path, n
     if name == "float16":
         assert states[0].loss_scale["loss_scale_good_updates"] == run.steps
     else:
-        weights = checkpoint.load_weights(run.checkpoint)
+        weights = load_weights(run.checkpoint)
         assert weights["head.0.num_batches_tracked"] == run.steps
         assert weights["head.0.running_var"].std() > 0
 
@@ -75,7 +76,7 @@ def test_a_failed_step_of_two_ranks_runs_again(tiny, trained, tmp_path):
         train(job, workspace=tmp_path)
     assert list(failures(run_dir)) == ["step_49"]
     assert not (run_dir / "launch").exists(), "ranks are left"
-    inputs = checkpoint.load_weights(run_dir / "failure" / "step_49" / "inputs.safetensors")
+    inputs = load_weights(run_dir / "failure" / "step_49" / "inputs.safetensors")
     assert {name.split(".")[0] for name in inputs} == {"0", "1"}
     again = replay(run_dir / "failure" / "step_49")
     assert again.step == 49

@@ -14,10 +14,11 @@ from mae.config.sections import ComputeConfig, DeviceConfig, ModelConfig, Pretra
 from mae.health.follow import Follower, duration, progress
 from mae.health.tensorboard import EventFile, scalars
 from mae.model.sizes import encoder_flops, mae_flops, peak_flops, training_flops
+from mae.runs.log import METRICS, Tail, read_lines
 from mae.train import train
 from mae.training import metrics as metrics_module
-from mae.training.metrics import METRICS, Metrics, Tail, read_lines
-from mae.training.update import Report
+from mae.training.metrics import Metrics
+from mae.training.update import StepResult
 from tests.mae.test_train import with_
 
 TIMED = ("samples_per_second", "samples_per_second_device", "step_seconds", "data_wait", "device_wait", "tflops")
@@ -64,7 +65,7 @@ def test_one_rank_writes_no_second_file(trained):
     assert {line["mfu"] for line in read_lines(trained.run_dir / METRICS)} == {None}, "no peak is known of a CPU"
 
 
-REPORT = Report(loss=0.5, grad_norm=1.0, loss_scale=1.0, overflows=0, halted=0, saturated=False)
+REPORT = StepResult(loss=0.5, grad_norm=1.0, loss_scale=1.0, overflows=0, halted=0, saturated=False)
 
 
 def test_what_the_loop_waited_for(tiny, tmp_path):
@@ -161,7 +162,7 @@ def test_work_of_an_image(tiny):
     model = ModelConfig()
     assert training_flops(model, PretrainConfig()) == 3 * mae_flops(model, 0.75) == pytest.approx(58.69e9, rel=1e-3)
     assert training_flops(model, tiny.finetune) == 3 * encoder_flops(model) == pytest.approx(105.4e9, rel=1e-3)
-    assert training_flops(model, tiny.linprobe) == encoder_flops(model)
+    assert training_flops(model, tiny.linear) == encoder_flops(model)
 
 
 def curves(run_dir):

@@ -219,7 +219,7 @@ def trained_parameters(task, monkeypatch):
     monkeypatch.setattr(job, "classifier_from_mae", fresh)
     optimizer = job.build_job(config, classes=["a", "b", "c"]).optimizer
     names = [p.name for p in optimizer.params]
-    if task == "linprobe":  # everything at one rate, and upstream's weight decay of 0
+    if task == "linear":  # everything at one rate, and upstream's weight decay of 0
         return dict.fromkeys(names, (optimizer.weight_decay, 1.0))
     return dict(zip(names, zip(optimizer.decays, optimizer.scales, strict=True), strict=True))
 
@@ -229,14 +229,14 @@ def trained_parameters(task, monkeypatch):
     [
         ("pretrain", {"cls_token", "mask_token", "decoder_pred.weight", "blocks.1.norm1.bias"}, set()),
         ("finetune", {"cls_token", "pos_embed", "fc_norm.weight", "head.bias"}, {"cls_token", "pos_embed"}),
-        ("linprobe", {"head.1.weight", "head.1.bias"}, {"head.1.weight"}),
+        ("linear", {"head.1.weight", "head.1.bias"}, {"head.1.weight"}),
     ],
 )
 def test_parameter_groups_of_each_task(task, trained, undecayed_matrices, monkeypatch):
     """Upstream's rule: biases and norms never decay; its fine-tuning spares cls_token and pos_embed too."""
     groups = trained_parameters(task, monkeypatch)
     assert trained <= set(groups)
-    if task == "linprobe":
+    if task == "linear":
         assert set(groups) == trained
     if task == "pretrain":
         assert not {"pos_embed", "decoder_pos_embed"} & set(groups)

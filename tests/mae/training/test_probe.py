@@ -11,8 +11,8 @@ from mae.config.load import load_config
 from mae.evaluation.evaluate import evaluate
 from mae.report.page import report
 from mae.runs import checkpoint
+from mae.runs.log import METRICS, evaluations, read_lines, readings
 from mae.train import run_directory, train
-from mae.training.metrics import METRICS, evaluations, read_lines, readings
 from tests.mae.test_train import with_
 from tests.mae.training.test_kill import CLOCK, TIMING
 from tests.mae.training.test_metrics import curves

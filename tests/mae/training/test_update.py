@@ -9,7 +9,7 @@ from mae.config.sections import ComputeConfig
 from mae.device.context import float_status, setup
 from mae.training import update as objective
 from mae.training.optim import AdamW, LossScale
-from mae.training.update import Accumulate, Report, Update
+from mae.training.update import Accumulate, StepResult, Update
 
 START = np.array([[0.5, -0.25], [1.0, 0.125]], np.float32)
 GOOD = np.array([[1e-3, 2e-3], [-1e-3, 3e-3]], np.float32)
@@ -48,7 +48,7 @@ class Run:
         self.update = Update(self.loss, self.optimizer, ranks=1, **{"accum_iter": 1, **settings})
 
     def step(self, x, lr=1e-2):
-        return Report.read(self.update(Tensor(lr, ms.float32), Tensor(np.array(x, np.float32))))
+        return StepResult.read(self.update(Tensor(lr, ms.float32), Tensor(np.array(x, np.float32))))
 
     @property
     def state(self):

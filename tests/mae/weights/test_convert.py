@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from mae.evaluation.evaluate import evaluate
-from mae.runs import checkpoint
+from mae.runs.model_file import load_card, load_weights
 from mae.weights.convert import convert, read
 from mae.weights.layouts import to_hugging_face
 from mae.weights.restore import classifier_from_mae, load_classifier, load_encoder, load_mae
@@ -72,8 +72,8 @@ def test_round_trips_are_exact(tmp_path, name, through):
 
 def test_our_own_file_is_read_as_it_stands(trained):
     loaded = read(trained.run_dir)
-    assert loaded.card == checkpoint.load_card(trained.checkpoint)
-    assert_same(loaded.weights, checkpoint.load_weights(trained.checkpoint))
+    assert loaded.card == load_card(trained.checkpoint)
+    assert_same(loaded.weights, load_weights(trained.checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_a_foreign_config_is_refused(tmp_path, config, message):
 def test_a_pooler_is_left_behind_by_name(tmp_path, caplog):
     of = card("encoder")
     folder = hf_folder(tmp_path / "hf", of)
-    weights = checkpoint.load_weights(folder / "model.safetensors")
+    weights = load_weights(folder / "model.safetensors")
     weights["pooler.dense.weight"], weights["pooler.dense.bias"] = (
         np.eye(16, dtype=np.float32),
         weights["layernorm.bias"],
@@ -462,7 +462,7 @@ def test_damaged_files(tmp_path, name, content, message):
 def tiny_encoder(trained, tmp_path_factory):
     """The tiny job's encoder in a file without a word about it, as timm keeps one."""
     path = tmp_path_factory.mktemp("encoder") / "vit.safetensors"
-    weights = checkpoint.load_weights(trained.checkpoint)
+    weights = load_weights(trained.checkpoint)
     save_file({n: w for n, w in weights.items() if not n.startswith(("decoder_", "mask_token"))}, path)
     told = {"num_heads": 2, "gelu": "tanh", "crop_pct": 1.0}
     convert(path, path.with_name("encoder.safetensors"), settings=told)

@@ -15,9 +15,9 @@ transformers = pytest.importorskip("transformers")
 from mindspore import Tensor  # noqa: E402
 
 from datasets.base.errors import InputError  # noqa: E402
+from mae.model.forward import Classify  # noqa: E402
 from mae.model.pos_embed import interpolate  # noqa: E402
-from mae.runs.checkpoint import model_file  # noqa: E402
-from mae.training.update import Classify  # noqa: E402
+from mae.runs.model_file import model_file  # noqa: E402
 from mae.weights.convert import convert, read  # noqa: E402
 from mae.weights.restore import load_classifier  # noqa: E402
 from tests.mae.made_weights import assert_same, card, random_weights  # noqa: E402

@@ -1,0 +1,167 @@
+"""`Run`: one training run, opened once and passed to everything that works on it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from pydantic import BaseModel, ConfigDict
+
+from datasets.base.digests import value_digest
+from datasets.base.errors import InputError
+from datasets.base.files import atomic_write
+from datasets.records.index import Index, load_index
+from mae.config.load import dump_config, load_config
+from mae.config.sections import Config
+from mae.runs import checkpoint, log
+from mae.runs.checkpoint import State
+from mae.runs.evaluations import EvaluationFile, read_evaluation
+from mae.runs.inputs import run_inputs
+
+CONFIG, FALLBACK = "config.yaml", "fallback.json"
+
+
+class Fallback(BaseModel):
+    """fallback.json: from step `from_step` on, the decoder is computed in float32, because of `failure`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decoder: str = "float32"
+    failure: str  # name of the failure's directory
+    from_step: int
+
+
+class Run:
+    """A run's folder <workspace>/runs/<name>-<digest> and everything in it.
+
+    Open one with `Run.open(directory)`, or with `Run.of(config, workspace)` for a config whose data.records is set. The
+    same config on the same records is the same run.
+
+    Attributes:
+        directory: the run's folder; it may not exist yet.
+        config: the resolved config, as config.yaml has it.
+    """
+
+    def __init__(self, directory: Path, config: Config) -> None:
+        self.directory, self.config = directory, config
+
+    @classmethod
+    def open(cls, directory: Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            InputError: it has no config.yaml, or one that is not valid.
+        """
+        if not (directory / CONFIG).is_file():
+            todo = "name a directory below runs/ of a workspace"
+            raise InputError(directory, expected="a run directory", found=f"no {CONFIG}", todo=todo)
+        return cls(directory, load_config(directory / CONFIG))
+
+    @classmethod
+    def of(cls, config: Config, workspace: Path) -> Run:
+        """Return the run of a config, begun or not. Its name has a digest of its inputs (see `mae.runs.inputs`).
+
+        Raises:
+            InputError: the config names no records, or its records or its initial checkpoint cannot be read.
+        """
+        if config.data.records is None:
+            todo = "run `mae data shard` and set data.records to its output"
+            raise InputError("data.records", expected="a records directory", found="none", todo=todo)
+        inputs = run_inputs(config)
+        run = cls(workspace / "runs" / f"{config.name}-{value_digest(inputs)}", config)
+        run.inputs = inputs
+        return run
+
+    def write_config(self) -> None:
+        """Create the folder and write config.yaml."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.directory / CONFIG, dump_config(self.config))
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.directory.name
+
+    @property
+    def workspace(self) -> Path:
+        """The workspace that the run is in."""
+        return self.directory.parents[1]
+
+    @property
+    def records(self) -> Path:
+        """The records directory that the run trains on."""
+        return Path(str(self.config.data.records))
+
+    @functools.cached_property
+    def index(self) -> Index:
+        """The index of these records."""
+        return load_index(self.records)
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, Any]:
+        """Everything that the result depends on, by config key (see `mae.runs.inputs`)."""
+        return run_inputs(self.config)
+
+    @property
+    def fallback(self) -> Optional[Fallback]:
+        """The fall-back to a float32 decoder, if a failure caused one."""
+        path = self.directory / FALLBACK
+        return Fallback.model_validate_json(path.read_text()) if path.exists() else None
+
+    @property
+    def config_in_force(self) -> Config:
+        """The config that the ranks use: after a fall-back, its decoder is computed in float32."""
+        if self.fallback is None:
+            return self.config
+        compute = self.config.compute.model_copy(update={"decoder_float32": True})
+        return self.config.model_copy(update={"compute": compute})
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.directory / "checkpoints"
+
+    def newest(self) -> Optional[Path]:
+        """Return the directory of the newest intact checkpoint. A process reads each unchanged file once for this."""
+        return checkpoint.newest(self.checkpoints)
+
+    def finished(self) -> Optional[State]:
+        """Return the state of the last epoch's checkpoint; none while the run has no such checkpoint."""
+        newest = self.newest()
+        state = checkpoint.load_state(newest) if newest is not None else None
+        return state if state is not None and state.epoch >= self.config.recipe.epochs else None
+
+    @property
+    def metrics(self) -> Path:
+        """metrics.jsonl (see `mae.runs.log`)."""
+        return self.directory / log.METRICS
+
+    def readings(self) -> list[log.Line]:
+        """Return the readings of the training, oldest first."""
+        return log.readings(log.read_lines(self.metrics))
+
+    def measurements(self) -> list[log.Line]:
+        """Return the evaluations between epochs, oldest first."""
+        return log.evaluations(log.read_lines(self.metrics))
+
+    def rank_lines(self) -> dict[int, list[log.Line]]:
+        """Return the lines of metrics/rank_<n>.jsonl by rank; ranks without lines are left out."""
+        paths = (self.directory / log.RANKS).glob("rank_*.jsonl")
+        found = {int(path.stem[5:]): log.read_lines(path) for path in paths}
+        return {rank: lines for rank, lines in found.items() if lines}
+
+    @property
+    def evaluations(self) -> Path:
+        """The folder of the results, one file per protocol."""
+        return self.directory / "evaluations"
+
+    def results(self) -> Iterator[EvaluationFile]:
+        """Yield the results of all protocols, in the order of their file names.
+
+        Raises:
+            ValueError: a file is not a result.
+        """
+        for path in sorted(self.evaluations.glob("*.json")):
+            yield read_evaluation(path)

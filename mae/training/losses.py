@@ -1,0 +1,54 @@
+"""Losses on uint8 images, as cells of the device graph."""
+
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from mae.model.forward import Normalise
+from mae.model.mae import MaskedAutoencoder
+from mae.model.vit import VisionTransformer
+
+
+class PretrainLoss(nn.Cell):
+    """Loss of a MAE on uint8 images."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise(model.config)
+
+    def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
+        return self.model(self.normalise(images), ids_keep, ids_restore)
+
+
+class ClassifyLoss(nn.Cell):
+    """Cross entropy of a classifier on uint8 images, labels smoothed; of mixed images where the batch brings a map."""
+
+    def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.normalise = Normalise(model.config)
+        self.label_smoothing = label_smoothing
+        self.drop_path = model.drop_path
+        self.reverse = ops.ReverseV2(axis=[0])
+
+    def construct(self, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8, (N,) int32, what was drawn for them -> mean loss.
+
+        Drawn are, each where the recipe has it, `job.branches`'s (N, depth, 2) and `mixup.keep_map`'s (H, W), float32.
+        An image is mixed with its opposite in the batch, its label in the proportion in which its pixels remain.
+        """
+        pixels = self.normalise(images)
+        branches = None
+        if self.drop_path:
+            branches = drawn[0]
+            drawn = drawn[1:]
+        if drawn:
+            pixels = pixels * drawn[0] + self.reverse(pixels) * (1 - drawn[0])
+        log_probabilities = ops.log_softmax(self.model(pixels, branches), -1)
+        true = ops.one_hot(labels, log_probabilities.shape[1], 1.0 - self.label_smoothing, 0.0)
+        target = true + self.label_smoothing / log_probabilities.shape[1]
+        if drawn:
+            share = drawn[0].mean()
+            target = target * share + self.reverse(target) * (1 - share)
+        return -(target * log_probabilities).sum(-1).mean()
