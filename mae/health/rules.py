@@ -1,8 +1,8 @@
-"""Rules by which a run's readings show that something is wrong, each with where its threshold comes from.
+"""Rules that find faults in a run's readings. Each states the source of its threshold.
 
-A false alarm costs more than a late one: who has been warned for nothing does not read the next warning. So a finding
-needs many readings, a cause that a key of the config can mend, and a size that noise does not reach; runs of less than
-a few minutes get none about time.
+A false alarm costs more than a late one, because after a false alarm nobody reads the next warning. So a finding needs
+many readings, a cause that a config key can remove, and a size that noise does not reach. Runs of a few minutes get no
+findings about time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from mae.config.sections import Config, PretrainConfig
 from mae.runs.history import Past
 
-RECENT = 20  # readings that a rule about the present state takes together
-LOST_SECONDS = 60.0  # less than a minute lost is not worth a word
+RECENT = 20  # number of last readings that a rule about the current state uses
+LOST_SECONDS = 60.0  # losses of less than a minute are not reported
 
 Rows = list[dict[str, Any]]
 
 
 class Finding(BaseModel):
-    """Something that is wrong, since when, by which figures, and what mends it."""
+    """A fault: when it occurred, its figures, and the config key that helps."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,11 +33,11 @@ class Finding(BaseModel):
     key: str  # of the config
     figures: dict[str, float]
     first_step: int
-    last_step: int  # at which it was still so
+    last_step: int  # last step at which it was still found
 
 
 class Band(BaseModel):
-    """Where the loss of this recipe was at this point in earlier runs."""
+    """The range of the loss at this point in earlier runs of this recipe."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,7 +50,7 @@ class Band(BaseModel):
 
 
 class Course(NamedTuple):
-    """Readings as columns; not a number where a value is missing."""
+    """Readings as columns (N,) float64, with NaN where a value is missing."""
 
     config: Config
     step: np.ndarray
@@ -63,24 +63,25 @@ class Course(NamedTuple):
     step_seconds: np.ndarray
     data_wait: np.ndarray  # seconds
     device_wait: np.ndarray  # seconds
-    data_lost: np.ndarray  # seconds, since the beginning
+    data_lost: np.ndarray  # seconds of data_wait since the start
 
     def upto(self, count: int) -> Course:
-        """The first readings."""
+        """Return the first `count` readings."""
         return Course(self.config, *(column[:count] for column in self[1:]))
 
     @property
     def warm(self) -> int:
-        """The first reading behind the warm-up."""
+        """The number of the first reading after the warm-up."""
         return int(np.searchsorted(self.epoch, self.config.recipe.warmup_epochs))
 
     @property
     def progress(self) -> float:
+        """The completed share of the training."""
         return float(self.epoch[-1]) / self.config.recipe.epochs
 
 
 def course(config: Config, lines: Rows) -> Course:
-    """The readings of metrics.jsonl."""
+    """Return the readings of metrics.jsonl as columns."""
 
     def column(name: str) -> np.ndarray:
         return np.array([np.nan if line.get(name) is None else line[name] for line in lines], float)
@@ -96,17 +97,17 @@ def course(config: Config, lines: Rows) -> Course:
 
 
 class RankCourse(NamedTuple):
-    """The lines of one rank."""
+    """The lines of one rank as columns (N,)."""
 
     step: np.ndarray
-    waited: np.ndarray  # for batches, seconds since the beginning
-    late: np.ndarray  # that it was later than others, up to a constant; seconds since the beginning
-    took: np.ndarray  # seconds since the beginning
+    waited: np.ndarray  # seconds that it waited for batches since the start
+    late: np.ndarray  # seconds that it was later than the other ranks since the start, up to a constant
+    took: np.ndarray  # seconds since the start
     host: str
 
 
 def rank_course(lines: Rows) -> RankCourse:
-    """The lines of metrics/rank_<n>.jsonl, of which there is one at least."""
+    """Return the lines of metrics/rank_<n>.jsonl, at least one, as columns."""
     took = np.array([line["seconds"] for line in lines])
     waited = took * [line["data_wait"] for line in lines]
     for_ranks = np.array([line.get("rank_wait") for line in lines], float)
@@ -118,7 +119,7 @@ def rank_course(lines: Rows) -> RankCourse:
 def look(
     c: Course, ranks: dict[int, RankCourse], past: list[Past], lost_seconds: float = LOST_SECONDS
 ) -> tuple[list[Finding], Optional[Band]]:
-    """What the rules find at the last reading of a course, and the band there."""
+    """Return the findings of all rules at the last reading of a course, and the expected band there."""
     band = expected_band(c, past)
     found = (
         data_starvation(c, lost_seconds),
@@ -132,11 +133,11 @@ def look(
 
 
 def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
-    """The loop waited for batches a fifth of the last RECENT intervals or more: with input fast enough the same run
-    would take four fifths of the time, which a few more threads are worth.
+    """The loop waited for batches in at least a fifth of the last RECENT intervals.
 
-    A host that runs ahead of its device waits for batches without the device doing so. Then it also waits for the
-    device where it reads: longer than for one step, if the device is what is slow. Such intervals do not count.
+    With fast enough input the run would take four fifths of the time, which justifies a few more threads. A host that
+    is ahead of its device waits for batches although the device does not. It then also waits for the device at each
+    reading, for longer than one step. Such intervals are not counted.
     """
     timed = np.flatnonzero(np.isfinite(c.data_wait))[-RECENT:]
     if len(timed) < RECENT:
@@ -151,22 +152,22 @@ def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[F
         "data_starvation",
         "speed",
         f"the loop waited for batches {waited / took:.0%} of the time, {c.data_lost[-1]:,.0f} s so far: raise "
-        f"data.workers ({workers}); where no core is free, store smaller images (data.short_side)",
+        f"data.workers ({workers}); if no core is free, store smaller images (data.short_side)",
         "data.workers",
         {"data_wait": waited / took, "seconds_lost": c.data_lost[-1], "workers": workers},
     )
 
 
 def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
-    """The others wait for one rank a tenth of the step longer than it waits for them. A tenth: the published loss of
-    eight devices against one is 4 % (ModelZoo-PyTorch, MAE on 910A).
+    """The other ranks wait for one rank, for a tenth of the step longer than it waits for them.
 
-    Where it is not known how long ranks wait for each other, on Ascend, where the wait lies within calls of the device,
-    it is how long they wait for batches: a rank that only computes slowly is not told there.
+    The threshold is a tenth because eight devices are published to be 4 % slower than one (ModelZoo-PyTorch, MAE on
+    910A). On Ascend the ranks' wait for each other is inside calls of the device and unknown. There the ranks' waits for
+    batches are compared, so a rank that only computes slowly is not found.
     """
     now = {rank: int(np.searchsorted(r.step, c.step[-1], side="right")) for rank, r in ranks.items()}
     now = {rank: n for rank, n in now.items() if n > RECENT and ranks[rank].step[n - 1] == c.step[-1]}
-    if len(now) < 2:  # others than these may have been ranks of an attempt before
+    if len(now) < 2:  # the other files may be of an earlier attempt with more ranks
         return None
 
     def recent(column: str) -> dict[int, float]:
@@ -188,28 +189,28 @@ def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOS
     if own - others > 0.5 * behind / took:
         key = "data.workers"
         message = (
-            f"{which}, because it waits for batches {own:.0%} of the time and they {others:.0%}, {cost}: see what else "
-            f"runs on its cores and disk, or raise data.workers ({workers})"
+            f"{which}, because it waits for batches {own:.0%} of the time and they {others:.0%}, {cost}: check what else "
+            f"uses its cores and disk, or raise data.workers ({workers})"
         )
     else:
         key = "device.ranks"
         message = (
-            f"{which} in computing, its batches being there, {cost}: see what else runs on its cores, or do without it "
-            f"(device.ranks, {c.config.device.ranks})"
+            f"{which} although its batches are ready: it computes slowly, {cost}: check what else uses its cores, or "
+            f"train without it (device.ranks, {c.config.device.ranks})"
         )
     return _finding(c, "slow_rank", "speed", message, key, figures)
 
 
 def _others(values: dict[int, float], rank: int) -> float:
-    """The median of all ranks' but one."""
+    """Return the median over all ranks except one."""
     return statistics.median(value for other, value in values.items() if other != rank)
 
 
 def not_learning(c: Course) -> Optional[Finding]:
-    """A fifth of the training is done, the warm-up too, and the loss has not fallen by 2 %.
+    """After a fifth of the training and the warm-up, the loss has not fallen by 2 %.
 
-    A MAE that predicts each patch's mean stays at the loss it began with, and so does a classifier at chance; what
-    learns at all has left both behind by then (the demo falls by 30 %, the published ViT-B by half).
+    A MAE that predicts each patch's mean stays at its first loss, and so does a classifier at chance. Every run that
+    learns is below that by then: the demo's loss falls by 30 %, the published ViT-B's by half.
     """
     if c.progress < 0.2 or len(c.step) - c.warm < RECENT or len(c.step) < 2 * RECENT:
         return None
@@ -221,7 +222,7 @@ def not_learning(c: Course) -> Optional[Finding]:
         c,
         "not_learning",
         "loss",
-        f"the loss is {now:.4g} after {c.progress:.0%} of the training and was {first:.4g} at its beginning: try "
+        f"the loss is {now:.4g} after {c.progress:.0%} of the training and was {first:.4g} at its start: try "
         f"another {key} ({c.config.recipe.blr:.3g}), or a longer warm-up ({c.config.task}.warmup_epochs)",
         key,
         {"loss": now, "first_loss": first, "grad_norm": float(np.nanmedian(c.grad_norm[-RECENT:]))},
@@ -229,12 +230,12 @@ def not_learning(c: Course) -> Optional[Finding]:
 
 
 def plateau(c: Course) -> Optional[Finding]:
-    """In pre-training, between a fifth and three fifths of it, with the learning rate above half of its peak, the loss
-    of the last tenth of the training is not lower than that of the tenth before: three standard errors above a fall of
-    0.2 %.
+    """In pre-training, the loss of the last tenth of the training is not lower than that of the tenth before.
 
-    Later a curve is flat because the learning rate falls, and is no fault. A ViT-B of 800 epochs still loses more than
-    0.5 % a tenth there. Tenths of fewer than 100 readings say nothing.
+    Not lower means: the fall is below 0.2 % by three standard errors. The rule applies between a fifth and three fifths
+    of the training, while the learning rate is above half of its peak. Later a flat curve is normal, because the
+    learning rate falls. The loss of a ViT-B of 800 epochs still falls by more than 0.5 % per tenth there. Tenths of
+    fewer than 100 readings are not compared.
     """
     recipe = c.config.recipe
     if not isinstance(recipe, PretrainConfig) or not 0.2 <= c.progress <= 0.6 or c.lr[-1] < 0.5 * c.lr.max():
@@ -252,7 +253,7 @@ def plateau(c: Course) -> Optional[Finding]:
         c,
         "plateau",
         "loss",
-        f"the loss stands at {now.mean():.4g}: it fell by {fall:.2%} (standard error {error:.2%}) in the last "
+        f"the loss stays at {now.mean():.4g}: it fell by {fall:.2%} (standard error {error:.2%}) in the last "
         f"{tenth:.3g} epochs, with the learning rate near its peak: try another pretrain.blr ({recipe.blr:.3g})",
         "pretrain.blr",
         {"loss": now.mean(), "fall": fall, "standard_error": error, "epochs": tenth},
@@ -260,10 +261,10 @@ def plateau(c: Course) -> Optional[Finding]:
 
 
 def exploding_gradient(c: Course) -> Optional[Finding]:
-    """Behind the warm-up, the median of the last 5 gradient norms is ten times that of the 200 readings before.
+    """After the warm-up, the median of the last 5 gradient norms is ten times that of the 200 readings before.
 
-    Single high norms are usual and do no harm; in healthy runs the median moves by a factor of 2 to 3 over the whole
-    training. Norms that are not finite are overflows and count there.
+    Single high norms are common and harmless. In healthy runs the median changes by a factor of 2 to 3 over the whole
+    training. Norms that are not finite are overflows, which have their own rule.
     """
     norms = c.grad_norm[c.warm :]
     norms = norms[np.isfinite(norms)]
@@ -279,7 +280,7 @@ def exploding_gradient(c: Course) -> Optional[Finding]:
         c,
         "exploding_gradient",
         "loss",
-        f"the gradient norm is {now:.3g} where it was {before:.3g}: {what}, from a checkpoint before this on "
+        f"the gradient norm is {now:.3g} and was {before:.3g} before: {what}, and start from an earlier checkpoint "
         "(mae train --from)",
         key,
         {"grad_norm": now, "before": before},
@@ -287,10 +288,10 @@ def exploding_gradient(c: Course) -> Optional[Finding]:
 
 
 def repeated_overflows(c: Course) -> Optional[Finding]:
-    """Of the last 1,000 updates 1 % or more, and 10 at least, were skipped for float16's sake.
+    """At least 1 % of the last 1,000 updates, and at least 10, were skipped because float16 overflowed.
 
-    The scale is doubled after 2,000 good updates, so one skipped update in 2,000 is what its search costs. The first
-    200 updates of a run, in which it comes down from 2^16, do not count.
+    The loss scale is doubled after 2,000 good updates, so one skipped update in 2,000 is normal. The first 200 updates
+    of a run, in which the scale falls from 2^16, are not counted.
     """
     start = int(np.searchsorted(c.step, max(200.0, c.step[-1] - 1000), side="right"))
     if start >= len(c.step) - 1:
@@ -305,18 +306,18 @@ def repeated_overflows(c: Course) -> Optional[Finding]:
         "repeated_overflows",
         "loss",
         f"{skipped:.0f} of the last {updates:.0f} updates were skipped because float16 overflowed: set {key} to {to}, "
-        f"or lower {c.config.task}.blr ({c.config.recipe.blr:.3g}), from a checkpoint on (mae train --from)",
+        f"or lower {c.config.task}.blr ({c.config.recipe.blr:.3g}), and start from a checkpoint (mae train --from)",
         key,
         {"skipped": skipped, "updates": updates},
     )
 
 
 def expected_band(c: Course, past: list[Past]) -> Optional[Band]:
-    """The mean loss of the last 20 readings or of the last twentieth of the training, whichever is more, in all
-    earlier runs, behind the warm-up.
+    """Return the range of the recent mean loss in all earlier runs; none during the warm-up or without earlier runs.
 
-    It reaches to both sides by what is the most of: the distance between the lowest and the highest of them, 5 % of
-    their median (seeds of one recipe differ by 1 to 2 %), four standard errors of this run's own mean.
+    Recent are the last 20 readings or the last twentieth of the training, whichever is more. The range is extended on
+    both sides by the largest of: the distance between the lowest and the highest earlier run, 5 % of their median (seeds
+    of one recipe differ by 1 to 2 %), and four standard errors of this run's mean.
     """
     window = max(RECENT, int(np.sum(c.epoch > c.epoch[-1] - c.config.recipe.epochs / 20)))
     if not past or len(c.step) - c.warm <= window:
@@ -337,15 +338,15 @@ def expected_band(c: Course, past: list[Past]) -> Optional[Band]:
 
 
 def above_band(c: Course, band: Optional[Band]) -> Optional[Finding]:
-    """The loss is above what earlier runs of the recipe had at this point."""
+    """The loss is above the band of earlier runs of the recipe."""
     if band is None or band.loss <= band.high:
         return None
     return _finding(
         c,
         "loss_above_band",
         "loss",
-        f"the loss is {band.loss:.4g} where {band.low:.4g} to {band.high:.4g} was expected, by {band.origin}: the "
-        f"recipe is the same, so look at what is not in it (code, libraries, device); seed is {c.config.seed}",
+        f"the loss is {band.loss:.4g} and {band.low:.4g} to {band.high:.4g} was expected from {band.origin}. The recipe "
+        f"is the same, so check what else changed: code, libraries, device; the seed is {c.config.seed}",
         "seed",
         {"loss": band.loss, "low": band.low, "high": band.high},
     )

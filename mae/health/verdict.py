@@ -125,5 +125,5 @@ def _expected(band: Optional[Band], past: list[Past], folder: Path) -> str:
     if band is not None:
         place = "above" if band.loss > band.high else "below" if band.loss < band.low else "within"
         return f"loss {band.loss:.4g}, {place} {band.low:.4g} to {band.high:.4g}, the band of {band.origin}"
-    why = "too few readings to compare" if past else "this is the first finished run of this recipe"
+    why = "too few readings" if past else "no earlier run of this recipe has finished"
     return f"no reference for the loss: {why} ({folder})"

@@ -20,7 +20,7 @@ from mae.data import prepare
 from mae.evaluation.evaluate import evaluate
 from mae.train import train
 
-PROTOCOLS = ("linear", "knn")
+PROTOCOLS = ("logistic", "knn")
 
 
 def main() -> None:

@@ -35,8 +35,10 @@ def test_every_stage_without_prefect(tmp_path, tiny_yaml):
     again = mae("train", *job, cwd=tmp_path)
     assert result(again)["reused"]
     assert "reusing the finished run" in again.stderr
-    linear = result(mae("evaluate", run, "--data", "records", "--protocol", "linear", "--workspace", "w", cwd=tmp_path))
-    assert [r["encoder"] for r in linear["results"]] == ["pretrained", "random", "pixels"]
+    logistic = result(
+        mae("evaluate", run, "--data", "records", "--protocol", "logistic", "--workspace", "w", cwd=tmp_path)
+    )
+    assert [r["encoder"] for r in logistic["results"]] == ["pretrained", "random", "pixels"]
     folder = mae("evaluate", run, "--data", "images", "--protocol", "knn", "--workspace", "w", cwd=tmp_path)
     assert len(result(folder)["results"]) == 3
     predictions = result(mae("predict", run, "images/val/bag", "--out", run, cwd=tmp_path))

@@ -12,18 +12,10 @@ from datasets.base.errors import InputError
 from datasets.base.files import write_json
 from mae.evaluation.evaluate import evaluate
 from mae.launch.process_tree import started
-from mae.runs.model_file import load_weights
-from mae.train import run_directory, train
-
-
-def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def with_(config, **sections):
-    """The config with changed values, given by section."""
-    update = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    return config.model_copy(update=update)
+from mae.runs.model_file import load_weights, model_file
+from mae.runs.run import Run
+from mae.train import train
+from tests.mae.made_runs import metrics, with_
 
 
 def test_a_run_learns_and_leaves_what_the_contract_names(trained):
@@ -60,14 +52,14 @@ def test_half_precision_trains_with_a_scaled_loss(tiny, trained, tmp_path):
 
 
 def test_what_matters_names_another_run(tiny, tmp_path):
-    here = run_directory(tiny, workspace=tmp_path)
+    here = Run.of(tiny, tmp_path).directory
     for other in (
         with_(tiny, pretrain={"epochs": 5}),
         with_(tiny, device={"ranks": 2}),
         tiny.model_copy(update={"seed": 4}),
     ):
-        assert run_directory(other, workspace=tmp_path) != here
-    assert run_directory(with_(tiny, device={"python": "python3"}), workspace=tmp_path) == here
+        assert Run.of(other, tmp_path).directory != here
+    assert Run.of(with_(tiny, device={"python": "python3"}), tmp_path).directory == here
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny, trained, tmp_path, caplog):
@@ -78,7 +70,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, trained, tmp_path, caplog):
     content[-1] ^= 1
     model.write_bytes(content)
     again = train(tiny, workspace=tmp_path)
-    assert "damaged checkpoint passed over: model.safetensors has other content" in caplog.text
+    assert "skipping a damaged checkpoint: model.safetensors has other content" in caplog.text
     assert again.digest == trained.digest
     assert "resuming after epoch 3" in (copy / "logs" / "rank_0.log").read_text()
 
@@ -100,7 +92,7 @@ def unlabelled(records, folder):
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tiny, trained, tmp_path):
-    run_dir = run_directory(tiny, workspace=tmp_path)
+    run_dir = Run.of(tiny, tmp_path).directory
     shutil.copytree(trained.run_dir, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "48")
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
@@ -142,19 +134,21 @@ def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
         assert not list(tmp_path.glob("runs/*/logs")), "refused before any rank started"
 
 
-def test_a_linear_probe_trains_the_head_only(tiny, trained, tmp_path):
-    probe = tiny.model_copy(update={"task": "linear", "init": str(trained.checkpoint)})
-    run = train(probe, workspace=tmp_path)
-    lines = metrics(run.run_dir)
+def test_the_published_probe_trains_the_head_only(tiny, trained, tmp_path):
+    found = evaluate(
+        trained.checkpoint, tiny.data.records, protocol="linear", config=tiny, workspace=tmp_path, out=tmp_path / "e"
+    )
+    (score,) = found.results
+    assert (score.encoder, score.images) == ("pretrained", 40)
+    (directory,) = (tmp_path / "runs").glob("tiny-linear-*")
+    run, lines = Run.open(directory), metrics(directory)
     assert lines[-1]["loss"] < min(np.log(10), lines[0]["loss"])  # chance
-    weights, encoder = (load_weights(path) for path in (run.checkpoint, trained.checkpoint))
+    weights, encoder = (load_weights(model_file(path)) for path in (run.directory, trained.checkpoint))
     for name in ("cls_token", "blocks.0.attn.qkv.weight", "norm.weight"):
         np.testing.assert_array_equal(weights[name], encoder[name])
-    assert weights["head.0.num_batches_tracked"] == run.steps
+    assert weights["head.0.num_batches_tracked"] == run.finished().step
     assert np.abs(weights["head.0.running_mean"]).max() > 0
-    state = load_weights(run.checkpoint.with_name("optimizer.safetensors"))
+    state = load_weights(run.newest() / "optimizer.safetensors")
     assert sorted(state) == ["lars_v.head.1.bias", "lars_v.head.1.weight"]
-    score = evaluate(
-        run.checkpoint, tiny.data.records, protocol="classify", config=tiny, workspace=tmp_path, out=tmp_path / "e"
-    )
-    assert score.results[0].images == 40
+    with pytest.raises(InputError, match="expected a mae or encoder checkpoint, found a classifier"):
+        evaluate(directory, tiny.data.records, protocol="logistic", config=tiny, workspace=tmp_path)

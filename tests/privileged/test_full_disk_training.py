@@ -8,8 +8,7 @@ import pytest
 
 from mae.runs import checkpoint
 from tests.mae.conftest import images, records, tiny, tiny_yaml, trained
-from tests.mae.test_train import with_
-from tests.mae.training.test_kill import lines
+from tests.mae.made_runs import lines, with_
 from tests.privileged.test_full_disk import ROOT, disk
 
 __all__ = ["disk", "images", "records", "tiny", "tiny_yaml", "trained"]  # fixtures

@@ -39,7 +39,7 @@ def path(tmp_path):
             "pretrain.min_lr=1.5625e-5",
             "pretrain.min_lr must be below the learning rate, got 1.56e-05 and 1.56e-05 by lr =",
         ),
-        ("pretrain.mask_ratio=0.99", "pretrain.mask_ratio must leave some patches and remove some, got 0.99 of 16"),
+        ("pretrain.mask_ratio=0.99", "pretrain.mask_ratio must keep and remove at least one patch, got 0.99 of 16"),
         ("pretrain.betas=[0.9, 1.0]", "pretrain.betas.1: expected Input should be less than 1"),
         ("pretrain.clip_grad=0", "pretrain.clip_grad"),
         ("pretrain.ema=1.0", "pretrain.ema"),
@@ -80,9 +80,9 @@ def test_a_file_that_is_no_config(tmp_path, content, message):
 
 
 def test_overrides_are_yaml_and_make_sections(path):
-    config = load_config(path, ["pretrain.epochs=5", "linear.l2=[0.1]", "data.root=/images", "seed=7"])
+    config = load_config(path, ["pretrain.epochs=5", "logistic.l2=[0.1]", "data.root=/images", "seed=7"])
     assert config.pretrain.epochs == 5
-    assert config.linear.l2 == [0.1]
+    assert config.section("logistic").l2 == [0.1]
     assert config.data.root == "/images"
     assert config.seed == 7
 

@@ -1,16 +1,18 @@
 """Protocols: the numbers are those of the data, the same input is not measured twice."""
 
 import json
+from datetime import UTC, datetime
 from functools import partial
 
 import numpy as np
 import pytest
 
 from datasets.base.errors import InputError
-from mae.config.sections import LogisticConfig, ModelConfig
-from mae.evaluation.evaluate import _linear_judge, _neighbours_judge, evaluate
+from mae.config.sections import ModelConfig
+from mae.evaluation import Evaluation, append, evaluate, knn, logistic, read_history
 from mae.evaluation.features import in_fixed_batches, pixel_features, split_features
 from mae.evaluation.protocol import Features
+from mae.runs.evaluations import read_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def workspace(tmp_path_factory):
     return tmp_path_factory.mktemp("evaluations")
 
 
-@pytest.mark.parametrize("protocol", ["linear", "knn"])
+@pytest.mark.parametrize("protocol", ["logistic", "knn"])
 def test_frozen_features_of_three_encoders(trained, records, tiny, workspace, protocol):
     found = evaluate(trained.run_dir, records, protocol=protocol, config=tiny, workspace=workspace)
     assert found.path == trained.run_dir / "evaluations" / f"{protocol}.json"
@@ -40,12 +42,12 @@ def test_fine_tuning_measures_a_classifier(trained, records, tiny, workspace):
     classified = evaluate(run, records, protocol="classify", config=tiny, workspace=workspace)
     assert classified.results == found.results
     with pytest.raises(InputError, match="expected a mae or encoder checkpoint, found a classifier"):
-        evaluate(run, records, protocol="linear", config=tiny, workspace=workspace)
+        evaluate(run, records, protocol="logistic", config=tiny, workspace=workspace)
 
 
 def test_other_settings_are_measured_again(trained, records, tiny, workspace, tmp_path):
     first = evaluate(trained.run_dir, records, protocol="knn", config=tiny, workspace=workspace, out=tmp_path)
-    changed = tiny.model_copy(update={"linear": LogisticConfig(pool="cls")})
+    changed = tiny.model_copy(update={"knn": knn.Settings(neighbours=3)})
     second = evaluate(trained.run_dir, records, protocol="knn", config=changed, workspace=workspace, out=tmp_path)
     assert not first.reused
     assert not second.reused
@@ -54,7 +56,7 @@ def test_other_settings_are_measured_again(trained, records, tiny, workspace, tm
 @pytest.mark.parametrize(
     ("name", "protocol", "update", "message"),
     [
-        ("unknown protocol", "lineer", {}, "expected one of classify, linear, knn, finetune"),
+        ("unknown protocol", "lineer", {}, "expected one of classify, finetune, knn, linear, logistic"),
         ("no section", "finetune", {"finetune": None}, "a section `finetune:`"),
     ],
 )
@@ -73,16 +75,16 @@ def blobs(count, seed, scale):
 
 
 @pytest.mark.parametrize(
-    "judge",
-    [_linear_judge(LogisticConfig()), _linear_judge(LogisticConfig(l2=[1e-3])), _neighbours_judge],
-    ids=["linear, penalty chosen", "linear, penalty given", "knn"],
+    ("protocol", "settings"),
+    [(logistic, logistic.Settings()), (logistic, logistic.Settings(l2=[1e-3])), (knn, knn.Settings())],
+    ids=["logistic, penalty chosen", "logistic, penalty given", "knn"],
 )
-def test_judges_separate_what_is_separable(judge):
+def test_separable_classes_are_separated(protocol, settings):
     scale = np.array([1e-3, 1.0, 1e3, 1.0])
     train_set, val_set = blobs(200, 0, scale), blobs(50, 1, scale)
-    assert (judge(train_set, val_set) == val_set.labels).mean() > 0.9
+    assert (protocol.predict(train_set, val_set, settings) == val_set.labels).mean() > 0.9
     shuffled = train_set._replace(labels=np.random.default_rng(0).permutation(train_set.labels))
-    assert (judge(shuffled, val_set) == val_set.labels).mean() < 0.85  # no label leaks
+    assert (protocol.predict(shuffled, val_set, settings) == val_set.labels).mean() < 0.85  # no label leaks
 
 
 @pytest.mark.parametrize(("size", "side"), [(28, 28), (32, 32), (64, 32), (50, 32), (224, 32)])
@@ -104,3 +106,34 @@ def test_a_short_last_batch_changes_nothing(records, tiny):
     assert seen == [256]
     whole = split_features(records, "val", tiny.model, partial(pixel_features, config=tiny.model), workers=1)
     np.testing.assert_array_equal(whole.labels, features.labels)
+
+
+def test_results_of_earlier_commits_are_read_under_todays_names(tmp_path):
+    """Up to version 2, `linear` was the name of logistic regression; rows of the history had no version then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    result = {
+        "checkpoint": "c",
+        "records": "r",
+        "settings": {},
+        "results": [{"encoder": "e", "top1": 0.5, "images": 4}],
+    }
+    folder = tmp_path / "history" / "evaluations"
+    folder.mkdir(parents=True)
+    old = {"time": datetime(2026, 1, 1, tzinfo=UTC), "run": "old", "protocol": "linear", "encoder": "e"}
+    row = {**old, "top1": 0.5, "top5": None, "images": 4, "checkpoint": "c", "records": "r"}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "20260101T000000.000000Z-old-linear.parquet")
+    names = {}
+    for version in (2, 3):
+        path = tmp_path / f"{version}.json"
+        path.write_text(json.dumps({**result, "protocol": "linear", "version": version}))
+        names[version] = read_evaluation(path).protocol
+        append(f"run{version}", Evaluation(path=path, protocol="linear", results=[]), tmp_path)
+    assert names == {2: "logistic", 3: "linear"}
+    found = read_history(tmp_path).to_pylist()
+    assert [(row["run"], row["protocol"], row["version"]) for row in found] == [
+        ("old", "logistic", 2),
+        ("run2", "logistic", 2),
+        ("run3", "linear", 3),
+    ]

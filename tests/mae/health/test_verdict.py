@@ -1,6 +1,7 @@
 """Each finding on a curve made for it, none on healthy ones: made, just below a threshold, and really trained."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 from mae.config.load import dump_config
 from mae.health.follow import Follower
 from mae.health.tensorboard import FOLDER
-from mae.health.verdict import FILE, Verdict, looks, verdict
+from mae.health.verdict import FILE, judge, load_verdict, looks, verdict
 from mae.launch.ranks import run_ranks
-from mae.runs.history import past_runs, recipe_digest, recipe_history, remember
+from mae.runs.history import past_runs, recipe_history, remember
 from mae.runs.log import METRICS, read_lines
+from mae.runs.run import Run
 from mae.train import _resolved, train
-from tests.mae.test_train import with_
-from tests.mae.training.test_metrics import curves
+from tests.mae.made_runs import curves, with_
 
+RECORDED = Path(__file__).with_name("recorded")  # metrics.jsonl of the tiny job, trained for 30 epochs
 EPOCHS, UPDATES = 100, 100  # of the made curves; a reading every 10 updates
 
 
@@ -57,6 +59,11 @@ def write(run_dir: Path, rows, ranks=()):
         lines = [{"step": row["step"], **shared, "data_wait": for_data, "rank_wait": for_ranks} for row in rows[1:]]
         (run_dir / "metrics" / f"rank_{number}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return run_dir
+
+
+def judged(run_dir, job, **options):
+    """The verdict on a folder with metrics of a job."""
+    return verdict(Run(run_dir, job), **options)
 
 
 @pytest.fixture
@@ -112,7 +119,7 @@ NO_GAIN = np.arange(1000) % 2 * 0.004 + 0.98
     ],
 )
 def test_a_finding(job, tmp_path, name, columns, ranks, finding, key, first):
-    found = verdict(write(tmp_path / "runs" / "r", made(**columns), ranks), job).findings
+    found = judged(write(tmp_path / "runs" / "r", made(**columns), ranks), job).findings
     assert [f.name for f in found] == [finding], name
     low, high = first or (4010, 4200)
     assert low <= found[0].first_step <= high, name
@@ -124,7 +131,7 @@ def test_a_finding(job, tmp_path, name, columns, ranks, finding, key, first):
 def test_figures_and_words(job, tmp_path):
     """The numbers that stand in a finding are those of the curve."""
     rows = made(data_wait=lambda p: np.full(len(p), 0.25), until=0.5)
-    result = verdict(write(tmp_path / "runs" / "r", rows, [0.02] * 15 + [0.4]), job)
+    result = judged(write(tmp_path / "runs" / "r", rows, [0.02] * 15 + [0.4]), job)
     slow, starved = result.findings
     lost = 0.25 * 2 * 499
     assert starved.figures == {"data_wait": 0.25, "seconds_lost": pytest.approx(lost), "workers": 1}
@@ -136,13 +143,13 @@ def test_figures_and_words(job, tmp_path):
     said = "rank 15 on server-1 is 38% of the time behind the others, because it waits for batches 40% of the time"
     assert slow.message.startswith(said)
     assert (starved.last_step, result.step, result.epoch) == (5000, 5000, 50)
-    assert result.lines()[0].startswith("verdict at epoch 50: 2 findings; loss compared with nothing: no earlier run")
+    assert result.lines()[0].startswith("verdict at epoch 50: 2 findings; no reference for the loss: no earlier run")
     assert [line.split(" (")[0] for line in result.lines()[1:]] == ["slow_rank", "data_starvation"]
 
 
 def test_what_is_over_stays_in_the_verdict(job, tmp_path):
     waits = {"data_wait": lambda p: np.where((p > 0.3) & (p < 0.5), 0.5, 0.01)}
-    (found,) = verdict(write(tmp_path / "runs" / "r", made(**waits)), job).findings
+    (found,) = judged(write(tmp_path / "runs" / "r", made(**waits)), job).findings
     assert 3000 < found.first_step < 3700
     assert 5000 <= found.last_step < 5300
 
@@ -167,7 +174,7 @@ def test_what_is_over_stays_in_the_verdict(job, tmp_path):
     ],
 )
 def test_no_finding(job, tmp_path, name, columns, ranks):
-    found = verdict(write(tmp_path / "runs" / "r", made(**columns), ranks), job).findings
+    found = judged(write(tmp_path / "runs" / "r", made(**columns), ranks), job).findings
     assert found == [], name
 
 
@@ -176,13 +183,13 @@ def test_a_flat_end_of_a_classifier_is_no_plateau(tiny, tmp_path, task):
     recipe = getattr(tiny, task).model_copy(update={"epochs": EPOCHS, "warmup_epochs": 5})
     job = tiny.model_copy(update={"task": task, task: recipe})
     rows = made(loss=noisy(0.5, 0.001))
-    assert verdict(write(tmp_path / "runs" / "r", rows), job).findings == []
+    assert judged(write(tmp_path / "runs" / "r", rows), job).findings == []
 
 
 def test_knobs_depend_on_what_is_set(job, tmp_path):
     clipped = with_(job, pretrain={"clip_grad": 1.0}, compute={"decoder_float32": True})
     rows = made(grad_norm=times("grad_norm", 30, 0.4), overflows=lambda p: np.floor(p * 200))
-    found = verdict(write(tmp_path / "runs" / "r", rows), clipped).findings
+    found = judged(write(tmp_path / "runs" / "r", rows), clipped).findings
     assert {f.name: f.key for f in found} == {
         "repeated_overflows": "compute.dtype",
         "exploding_gradient": "pretrain.blr",
@@ -195,19 +202,19 @@ def test_ranks_of_an_attempt_before_do_not_count(job, tmp_path):
     path = run_dir / "metrics" / "rank_2.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({**line, "data_wait": 0.5}) + "\n" for line in lines if line["step"] <= 150))
-    assert verdict(run_dir, job).findings == []
+    assert judged(run_dir, job).findings == []
 
 
 def test_warnings_come_once_while_the_run_goes_on(job, tmp_path):
     """The same looks as the verdict's at the end, in whatever pieces lines come; a resumed run warns no second time."""
     rows = made(data_wait=late(0.35), overflows=lambda p: np.floor(np.maximum(p - 0.3, 0) * 200))
     run_dir, said = tmp_path / "runs" / "r", []
-    end = verdict(write(run_dir, rows), job)
+    end = judged(write(run_dir, rows), job)
     for count in (1, 4, 377, 378, 519, 800, 801):
         write(run_dir / "live", rows[:count])
         (run_dir / "live" / METRICS).replace(run_dir / METRICS)
         if count == 1:
-            follower = Follower(run_dir, job, said.append)
+            follower = Follower(Run(run_dir, job), said.append)
             follower()
         follower.tail.inode = (run_dir / METRICS).stat().st_ino  # the file goes on, it is not another one
         follower()
@@ -240,45 +247,51 @@ def test_a_disturbed_rank_is_named(tiny, tmp_path, fault, ranks, slow, finding, 
     (run_dir / "config.yaml").write_text(dump_config(job))
     command = [str(Path(__file__).parents[1] / "training" / "disturbed_engine.py"), str(run_dir), fault, *slow]
     run_ranks(command, ranks=ranks, log_dir=run_dir / "logs", run_dir=run_dir)
-    found = {f.name: f for f in verdict(run_dir, job, lost_seconds=1.0).findings}
+    found = {f.name: f for f in judged(run_dir, job, lost_seconds=1.0).findings}
     assert list(found) == [finding]
     assert found[finding].key == key
     assert (found[finding].figures["data_wait"] > 0.3) == (key == "data.workers")
     assert found[finding].figures.get("rank") == (1 if ranks == 2 else None)
-    assert verdict(run_dir, job).findings == [], "less than a minute lost"
+    assert judged(run_dir, job).findings == [], "less than a minute lost"
 
 
 @pytest.fixture(scope="module")
 def family(tiny, tmp_path_factory):
-    """A recipe trained from two seeds in one workspace: [(config, run, what was said)]."""
+    """Two runs of one recipe in one workspace, with what they logged when they were trained: seeds 3 and 4."""
     workspace, runs = tmp_path_factory.mktemp("family"), []
     for seed in (3, 4):
-        job = _resolved(with_(tiny, pretrain={"epochs": 30, "checkpoint_epochs": 10}).model_copy(update={"seed": seed}))
-        said = []
-        runs.append((job, train(job, workspace=workspace, report_line=said.append), said))
+        job = with_(tiny, pretrain={"epochs": 30, "checkpoint_epochs": 10}).model_copy(update={"seed": seed})
+        run = Run.of(_resolved(job), workspace)
+        run.write_config()
+        shutil.copyfile(RECORDED / f"seed_{seed}.jsonl", run.metrics)
+        judge(run)
+        remember(run)
+        runs.append(run)
     return runs
 
 
 def test_a_healthy_run_is_found_healthy(family):
-    (_, first, said_first), (job, second, said_second) = family
-    for run in (first, second):
-        assert verdict(run.run_dir, job, lost_seconds=1e9).findings == []
-        assert Verdict.model_validate_json((run.run_dir / FILE).read_text()).findings == []
-    assert not [line for line in said_first + said_second if line.startswith("warning")]
-    assert said_first[-1].startswith("verdict at epoch 30: nothing found wrong; loss compared with nothing: no earlier")
-    assert f"the band of 1 finished run of this recipe: {first.run_dir.name}" in said_second[-1]
-    assert ", within " in said_second[-1]
+    for run in family:
+        assert verdict(run, lost_seconds=1e9).findings == []
+        assert load_verdict(run).findings == []
+    first, second = (load_verdict(run).lines() for run in family)
+    assert first[-1].startswith(
+        "verdict at epoch 30: nothing found wrong; no reference for the loss: no earlier run of this recipe"
+    )
+    assert f"the band of 1 finished run of this recipe: {family[0].name}" in second[-1]
+    assert ", within " in second[-1]
 
 
 def test_the_band_is_where_earlier_seeds_were(family):
-    (first_job, first, _), (job, second, _) = family
-    assert recipe_digest(first_job) == recipe_digest(job)
-    assert recipe_digest(with_(job, pretrain={"blr": 0.01})) != recipe_digest(job)
-    (past,) = past_runs(job, second.run_dir)
-    lines = read_lines(first.run_dir / METRICS)
-    assert (past.run, past.seed) == (first.run_dir.name, 3)
+    first, second = family
+    assert recipe_history(first) == recipe_history(second)
+    other = Run(second.directory, with_(second.config, pretrain={"blr": 0.01}))
+    assert recipe_history(other) != recipe_history(second)
+    (past,) = past_runs(second)
+    lines = first.readings()
+    assert (past.run, past.seed) == (first.name, 3)
     np.testing.assert_allclose(past.loss, [line["loss"] for line in lines], atol=1e-6)
-    band = verdict(second.run_dir, job).band
+    band = verdict(second).band
     assert band.low < band.loss < band.high
     assert band.last_epoch == 30
     middle = np.mean([line["loss"] for line in lines if line["epoch"] > band.first_epoch])
@@ -295,15 +308,14 @@ def test_the_band_is_where_earlier_seeds_were(family):
         ("runs far above", [1.5, 1.5], [], ", below "),
     ],
 )
-def test_a_run_beside_others_of_its_recipe(family, tmp_path, name, factors, findings, place):
-    job, run, _ = family[1]
-    run_dir = write(tmp_path / "runs" / "r", read_lines(run.run_dir / METRICS))
-    recipe_history(job, run_dir).mkdir(parents=True)
+def test_a_run_compared_with_others_of_its_recipe(family, tmp_path, name, factors, findings, place):
+    run = Run(write(tmp_path / "runs" / "r", family[1].readings()), family[1].config)
+    recipe_history(run).mkdir(parents=True)
     for number, factor in enumerate(factors):
-        past = json.loads(remember(run.run_dir, job).read_text())
+        past = json.loads(remember(family[1]).read_text())
         past["run"], past["loss"] = f"other-{number}", [factor * loss for loss in past["loss"]]
-        (recipe_history(job, run_dir) / f"other-{number}.json").write_text(json.dumps(past))
-    result = verdict(run_dir, job)
+        (recipe_history(run) / f"other-{number}.json").write_text(json.dumps(past))
+    result = verdict(run)
     assert [f.name for f in result.findings] == findings, name
     assert place in result.expected
     if findings:

@@ -64,7 +64,7 @@ def test_what_is_written_is_read(saved):
 def test_a_damaged_newest_falls_back_to_the_one_before(saved, caplog, name, damage):
     damage(saved / "30")
     assert checkpoint.newest(saved) == saved / "20", name
-    assert "damaged checkpoint passed over" in caplog.text
+    assert "skipping a damaged checkpoint" in caplog.text
 
 
 def test_a_half_written_one_is_none(saved):

@@ -9,9 +9,9 @@ from datasets.base.errors import InputError
 from mae.report.page import report
 from mae.runs import checkpoint
 from mae.runs.fork import FORK, fork
-from mae.train import run_directory, train
-from tests.mae.test_train import metrics, with_
-from tests.mae.training.test_kill import lines
+from mae.runs.run import Run
+from mae.train import train
+from tests.mae.made_runs import lines, metrics, with_
 
 
 def test_a_change_that_changes_nothing_ends_as_the_other_run(tiny, trained, tmp_path):
@@ -34,21 +34,22 @@ def test_a_change_that_changes_nothing_ends_as_the_other_run(tiny, trained, tmp_
 
 def test_what_has_begun_so_goes_on_and_what_has_begun_otherwise_is_left_alone(tiny, trained, tmp_path):
     changed = with_(tiny, pretrain={"blr": 1e-3})
-    run_dir = run_directory(changed, workspace=tmp_path)
-    fork(trained.run_dir / "checkpoints" / "36", run_dir, changed)
+    new = Run.of(changed, tmp_path)
+    run_dir = new.directory
+    fork(trained.run_dir / "checkpoints" / "36", new)
     assert [line["step"] for line in metrics(run_dir)] == [10, 12, 20, 24, 30, 36]
     later = run_dir / "checkpoints" / "40"
     shutil.copytree(run_dir / "checkpoints" / "36", later)
     state = checkpoint.load_state(later).model_dump(exclude={"digests"})
     checkpoint.write_state(later, **{**state, "step": 40})
-    fork(trained.run_dir / "checkpoints" / "36", run_dir, changed)
+    fork(trained.run_dir / "checkpoints" / "36", new)
     assert checkpoint.newest(run_dir / "checkpoints") == later
     with pytest.raises(InputError, match="expected a run that has not begun, found checkpoints of it"):
-        fork(trained.run_dir / "checkpoints" / "24", run_dir, changed)
+        fork(trained.run_dir / "checkpoints" / "24", new)
     with pytest.raises(InputError, match="expected a checkpoint of another run, found one of this run"):
-        fork(trained.run_dir, trained.run_dir, tiny, fresh=True)
+        fork(trained.run_dir, Run.open(trained.run_dir), fresh=True)
     assert trained.checkpoint.exists()
-    fork(trained.run_dir / "checkpoints" / "24", run_dir, changed, fresh=True)
+    fork(trained.run_dir / "checkpoints" / "24", new, fresh=True)
     assert checkpoint.newest(run_dir / "checkpoints") == run_dir / "checkpoints" / "24"
     assert [line["step"] for line in metrics(run_dir)] == [10, 12, 20, 24]
 
@@ -75,5 +76,5 @@ def test_what_is_refused(tiny, trained, tmp_path, sections, message):
     changed = with_(tiny, **changes).model_copy(update={"seed": sections.get("seed", 3)})
     (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match=message):
-        fork(source, tmp_path / "run", changed, fresh=True)
+        fork(source, Run(tmp_path / "run", changed), fresh=True)
     assert (tmp_path / "run").exists(), "what was there stays"

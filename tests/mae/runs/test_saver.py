@@ -12,9 +12,10 @@ from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.model.card import ModelCard
 from mae.runs import checkpoint, saver
+from mae.runs.run import Run
 from mae.runs.saver import Saver
-from mae.train import _check_resumed, run_directory, train
-from tests.mae.test_train import with_
+from mae.train import _check_resumed, train
+from tests.mae.made_runs import with_
 
 CARD = ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
 WEIGHTS = {"a": np.zeros(1000, np.float32)}
@@ -115,7 +116,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 )
 def test_what_does_not_matter_is_the_same_run(tiny, tmp_path, name, sections):
     same = with_(tiny, **sections)
-    assert run_directory(same, workspace=tmp_path) == run_directory(tiny, workspace=tmp_path), name
+    assert Run.of(same, tmp_path).directory == Run.of(tiny, tmp_path).directory, name
 
 
 MIXED = {"finetune": {"mixup": 0.8, "cutmix": 0.0}}
@@ -133,10 +134,10 @@ PLAIN = {"finetune": {"mixup": 0.0, "cutmix": 0.0}}
 def test_a_rank_s_batch_matters_where_its_images_meet(tiny, trained, tmp_path, name, task, sections, same):
     job = with_(tiny.model_copy(update={"task": task, "init": str(trained.checkpoint)}), **sections)
     settings = {"batch_size": 8, "accum_iter": 2}, {"batch_size": 16, "accum_iter": 1}
-    a, b = (run_directory(with_(job, **{task: values}), workspace=tmp_path) for values in settings)
+    a, b = (Run.of(with_(job, **{task: values}), tmp_path).directory for values in settings)
     assert (a == b) == same, name
     ranks = with_(job, device={"ranks": 2}, **{task: {"batch_size": 8, "accum_iter": 1}})
-    assert run_directory(ranks, workspace=tmp_path) == a, name
+    assert Run.of(ranks, tmp_path).directory == a, name
 
 
 def test_what_changed_is_named(tiny, trained):
@@ -161,15 +162,15 @@ def test_a_run_that_has_begun_is_not_compared_with_others(tiny, trained, tmp_pat
     shutil.copytree(trained.run_dir, tmp_path / "runs" / trained.run_dir.name)
     other = tiny.model_copy(update={"seed": 4})
     with pytest.raises(InputError, match="seed 4 where the checkpoint has 3"):
-        _check_resumed(run_directory(other, workspace=tmp_path), other, among_others=True)
-    run_directory(other, workspace=tmp_path).mkdir()
-    (run_directory(other, workspace=tmp_path) / "config.yaml").touch()
-    _check_resumed(run_directory(other, workspace=tmp_path), other, among_others=True)
+        _check_resumed(Run.of(other, tmp_path), among_others=True)
+    Run.of(other, tmp_path).directory.mkdir()
+    (Run.of(other, tmp_path).directory / "config.yaml").touch()
+    _check_resumed(Run.of(other, tmp_path), among_others=True)
 
 
 def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
     """Also where it lies in this run's own directory."""
-    run_dir = run_directory(tiny, workspace=tmp_path)
+    run_dir = Run.of(tiny, tmp_path).directory
     shutil.copytree(trained.run_dir, run_dir)
     state = checkpoint.load_state(run_dir / "checkpoints" / "48").model_dump(exclude={"digests"})
     state["inputs"]["records"] = "0" * 12

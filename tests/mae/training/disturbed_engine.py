@@ -19,8 +19,8 @@ CALLS = 100  # of the data threads before one has the fault: in the third epoch 
 run_dir, fault, ranks = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 
 
-def late_batches(job, config, epochs, rank, *, start, found=engine.rank_batches):
-    for batch in found(job, config, epochs, rank, start=start):
+def late_batches(job, epochs, rank, *, start, found=engine.rank_batches):
+    for batch in found(job, epochs, rank, start=start):
         time.sleep(SECONDS)
         yield batch
 
@@ -50,4 +50,4 @@ if os.environ["RANK_ID"] in ranks:
         shared_mean.SharedMean.__call__ = late_mean
     else:
         batches._fill = fill
-rank_main(lambda: engine.run(run_dir))
+rank_main(lambda: engine.main(str(run_dir)))

@@ -9,7 +9,7 @@ from mae.config.sections import ComputeConfig
 from mae.device.context import setup
 from mae.model.vit import VisionTransformer
 from mae.training.task import Place, _drawn, branches, build_job
-from tests.mae.test_train import with_
+from tests.mae.made_runs import with_
 
 
 def test_rates_rise_and_the_expectation_stays():

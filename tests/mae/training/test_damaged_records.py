@@ -9,9 +9,9 @@ import pytest
 
 from datasets.base.errors import InputError
 from datasets.records.shard import shard
-from mae.train import run_directory, train
-from tests.mae.test_train import with_
-from tests.mae.training.test_kill import lines, steps
+from mae.runs.run import Run
+from mae.train import train
+from tests.mae.made_runs import lines, steps, with_
 
 SHARD = "train/train-00000-of-00001.mindrecord"
 SECONDS = 300  # in which a run with a damaged shard has ended, on a busy machine; ranks that hang are given 1800
@@ -77,7 +77,7 @@ def test_a_mended_shard_goes_on(tiny, trained, records, tmp_path):
     """Behind the third epoch, with the shard cut in between."""
     mine = copied(records, tmp_path)
     job = with_(tiny, data={"records": str(mine)})
-    run_dir = run_directory(job, workspace=tmp_path)
+    run_dir = Run.of(job, tmp_path).directory
     shutil.copytree(trained.run_dir, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "48")
     truncated(mine / SHARD)
@@ -110,7 +110,7 @@ def test_a_shard_that_is_damaged_under_training(tiny, records, tmp_path, damage,
     mine = copied(records, tmp_path)
     recipe = {"epochs": 30, "batch_size": 16 // ranks, "keep_checkpoints": 40}
     job = with_(tiny, data={"records": str(mine)}, device={"ranks": ranks}, pretrain=recipe)
-    run_dir = run_directory(job, workspace=tmp_path)
+    run_dir = Run.of(job, tmp_path).directory
     damager, began = damaged_later(mine / SHARD, run_dir, damage), time.monotonic()
     with pytest.raises(InputError) as error:
         train(job, workspace=tmp_path)

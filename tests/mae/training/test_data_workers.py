@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mae.config.load import dump_config
 from mae.health.follow import Follower
 from mae.launch.ranks import RanksFailed, run_ranks
-from mae.train import _resolved, run_directory, train
-from tests.mae.training.test_kill import lines, steps
+from mae.runs.run import Run
+from mae.train import _resolved, train
+from tests.mae.made_runs import lines, steps
 
 ENGINE = str(Path(__file__).with_name("disturbed_engine.py"))
 
@@ -23,10 +23,10 @@ ENGINE = str(Path(__file__).with_name("disturbed_engine.py"))
 )
 def test_a_data_thread(tiny, trained, tmp_path, fault, found):
     job = _resolved(tiny)
-    run_dir = run_directory(job, workspace=tmp_path)
-    run_dir.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(dump_config(job))
-    with Follower(run_dir, job, print) as poll, pytest.raises(RanksFailed, match=found):
+    made = Run.of(job, tmp_path)
+    run_dir = made.directory
+    made.write_config()
+    with Follower(made, print) as poll, pytest.raises(RanksFailed, match=found):
         run_ranks(
             [ENGINE, str(run_dir), fault, "0"],
             ranks=1,

@@ -1,7 +1,6 @@
 """A loss that is not finite: what is kept of the step, that it runs again, and that training goes on where it may."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -14,31 +13,18 @@ from datasets.batches.batches import epoch_order
 from datasets.records.index import source
 from mae.cli import app
 from mae.runs import checkpoint
-from mae.runs.failure import FALLBACK, failures, fall_back
-from mae.runs.inputs import run_inputs
-from mae.runs.model_file import load_card, load_weights
-from mae.train import run_directory, train
-from mae.training.replay import replay
-from tests.mae.test_train import metrics, with_
-
-
-def planted(job, trained, workspace, name, value):
-    """A run of `job` whose only checkpoint is one of `trained`, with a parameter altered."""
-    run_dir = run_directory(job, workspace=workspace)
-    directory = run_dir / "checkpoints" / str(trained.steps)
-    shutil.copytree(trained.checkpoint.parent, directory)
-    weights, card = load_weights(directory / "model.safetensors"), load_card(trained.checkpoint)
-    weights[name] = weights[name] * np.float32(value)
-    save_file(weights, directory / "model.safetensors", metadata={"maeflow": card.model_dump_json()})
-    state = checkpoint.load_state(directory).model_dump(exclude={"digests"})
-    checkpoint.write_state(directory, **{**state, "inputs": run_inputs(job)})
-    return run_dir
+from mae.runs.failure import failures, fall_back
+from mae.runs.model_file import load_weights
+from mae.runs.run import Run
+from mae.train import train
+from mae.training.failed_step import replay
+from tests.mae.made_runs import metrics, planted, with_
 
 
 def test_a_failed_step_is_kept_and_runs_again(tiny, trained, tmp_path):
     """NaN in one parameter: step 49 fails, is seen at step 50, and of the batch between nothing is kept."""
     job = with_(tiny, pretrain={"epochs": 5})
-    run_dir = planted(job, trained, tmp_path, "decoder_blocks.0.mlp.fc1.weight", np.nan)
+    run_dir = planted(job, trained, tmp_path, "decoder_blocks.0.mlp.fc1.weight", np.nan).directory
     with pytest.raises(InputError, match="step 49: expected a finite loss and gradient") as error:
         train(job, workspace=tmp_path)
     kept = run_dir / "failure" / "step_49"
@@ -65,7 +51,8 @@ def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path):
     """Its first layer gives more than float16 holds, and no smaller loss scale helps."""
     job = with_(tiny, pretrain={"epochs": 5, "on_non_finite": "decoder_float32"}, compute={"dtype": "float16"})
     half = tmp_path / "half"
-    run_dir = planted(job, trained, half, "decoder_blocks.0.mlp.fc1.weight", 3e6)
+    made = planted(job, trained, half, "decoder_blocks.0.mlp.fc1.weight", 3e6)
+    run_dir = made.directory
     moments = run_dir / "checkpoints" / "48" / "optimizer.safetensors"
     scale = {"loss_scale": 65536.0, "loss_scale_good_updates": 0.0, "loss_scale_overflows": 0.0}
     scalars = {name: np.array(value, np.float32) for name, value in scale.items()}
@@ -73,8 +60,8 @@ def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path):
     state = checkpoint.load_state(moments.parent).model_dump(exclude={"digests"})
     checkpoint.write_state(moments.parent, **state)
     run = train(job, workspace=half)
-    assert list(failures(run_dir)) == ["step_49"]
-    assert json.loads((run_dir / FALLBACK).read_text())["from_step"] == 48
+    assert list(failures(made)) == ["step_49"]
+    assert made.fallback.from_step == 48
     assert {line["decoder"] for line in metrics(run_dir)} == {"float32"}
     assert run.steps == 60
     assert checkpoint.load_state(run.checkpoint.parent).decoder_float32
@@ -94,8 +81,9 @@ def test_when_ranks_are_started_again(tiny, tmp_path, name, policy, compute, fai
     job = with_(tiny, pretrain={"on_non_finite": policy}, compute=compute)
     if failed:
         write_json(tmp_path / "failure" / "step_7" / "failure.json", {})
-    assert fall_back(tmp_path, job, {}) == expected, name
-    assert not fall_back(tmp_path, job, {}), "once only"
+    run = Run(tmp_path, job)
+    assert fall_back(run, {}) == expected, name
+    assert not fall_back(run, {}), "once only"
 
 
 def test_nothing_to_replay(tmp_path):

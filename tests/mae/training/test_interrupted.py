@@ -1,6 +1,5 @@
 """Interrupted in the middle of an epoch: a linear probe, float16, and going on with another number of ranks."""
 
-import random
 import shutil
 
 import numpy as np
@@ -10,13 +9,12 @@ from datasets.base.errors import InputError
 from mae.runs import checkpoint
 from mae.runs.failure import failures
 from mae.runs.model_file import load_weights
-from mae.train import _resolved, run_directory, train
-from mae.training.replay import replay
-from tests.mae.test_train import metrics, with_
-from tests.mae.training.test_failure import planted
-from tests.mae.training.test_kill import killed, lines, steps
+from mae.runs.run import Run
+from mae.train import _resolved, train
+from mae.training.failed_step import replay
+from tests.mae.made_runs import killed, lines, metrics, planted, steps, with_
 
-RECIPE = {"epochs": 30, "checkpoint_epochs": 50, "checkpoint_steps": 5, "keep_checkpoints": 100}
+RECIPE = {"epochs": 6, "warmup_epochs": 1, "checkpoint_epochs": 50, "checkpoint_steps": 5, "keep_checkpoints": 100}
 
 
 @pytest.mark.parametrize("name", ["linear probe", "float16"])
@@ -28,8 +26,8 @@ def test_a_killed_one_ends_as_if_nothing_had_happened(tiny, trained, tmp_path, n
     job = _resolved(job)
     whole = train(job, workspace=tmp_path / "whole")
     (tmp_path / "killed").mkdir()
-    killed(job, tmp_path / "killed", "rank", random.Random(name))
-    left = max(steps(run_directory(job, workspace=tmp_path / "killed")))
+    killed(job, tmp_path / "killed", "rank")
+    left = max(steps(Run.of(job, tmp_path / "killed").directory))
     assert 0 < left < whole.steps
     run = train(job, workspace=tmp_path / "killed", resume=True)
     assert f"checkpoints/{left}" in (run.run_dir / "logs" / "rank_0.log").read_text()
@@ -57,7 +55,7 @@ def by_ranks(tiny, tmp_path_factory):
 def test_other_ranks_go_on_in_the_middle_of_an_epoch(by_ranks, tmp_path, before, behind):
     """Step 20 is the eighth update of the second epoch."""
     whole, job = by_ranks[before][1], by_ranks[behind][0]
-    run_dir = run_directory(job, workspace=tmp_path)
+    run_dir = Run.of(job, tmp_path).directory
     shutil.copytree(whole.run_dir, run_dir)
     for step in steps(run_dir):
         if step > 20:
@@ -71,10 +69,11 @@ def test_other_ranks_go_on_in_the_middle_of_an_epoch(by_ranks, tmp_path, before,
 
 def test_a_failed_step_of_two_ranks_runs_again(tiny, trained, tmp_path):
     job = with_(tiny, device={"ranks": 2}, pretrain={"epochs": 5, "batch_size": 8})
-    run_dir = planted(job, trained, tmp_path, "decoder_blocks.0.mlp.fc1.weight", np.nan)
+    made = planted(job, trained, tmp_path, "decoder_blocks.0.mlp.fc1.weight", np.nan)
+    run_dir = made.directory
     with pytest.raises(InputError, match="step 49: expected a finite loss and gradient"):
         train(job, workspace=tmp_path)
-    assert list(failures(run_dir)) == ["step_49"]
+    assert list(failures(made)) == ["step_49"]
     assert not (run_dir / "launch").exists(), "ranks are left"
     inputs = load_weights(run_dir / "failure" / "step_49" / "inputs.safetensors")
     assert {name.split(".")[0] for name in inputs} == {"0", "1"}

@@ -12,12 +12,11 @@ from mae.evaluation.evaluate import evaluate
 from mae.report.page import report
 from mae.runs import checkpoint
 from mae.runs.log import METRICS, evaluations, read_lines, readings
-from mae.train import run_directory, train
-from tests.mae.test_train import with_
-from tests.mae.training.test_kill import CLOCK, TIMING
-from tests.mae.training.test_metrics import curves
+from mae.runs.run import Run
+from mae.train import train
+from tests.mae.made_runs import CLOCK, TIMING, curves, with_
 
-EVALUATED = {"eval_epochs": 2, "eval_protocols": ["knn", "linear"]}
+EVALUATED = {"eval_epochs": 2, "eval_protocols": ["knn", "logistic"]}
 
 
 def measured(run):
@@ -49,7 +48,7 @@ def test_it_measures_what_the_stage_measures(watched, tiny, tmp_path):
     _, run, said = watched
     found = measured(run)
     assert [(line["step"], line["epoch"], line["protocol"]) for line in found] == [
-        (step, epoch, protocol) for step, epoch in ((24, 2.0), (48, 4.0)) for protocol in ("knn", "linear")
+        (step, epoch, protocol) for step, epoch in ((24, 2.0), (48, 4.0)) for protocol in ("knn", "logistic")
     ]
     for step in (24, 48):
         for line in (line for line in found if line["step"] == step):
@@ -64,7 +63,7 @@ def test_who_reads_the_metrics_sees_it(watched):
     _, run, _ = watched
     found = {(line["protocol"], line["step"]): line["top1"] for line in measured(run)}
     shown = curves(run.run_dir)
-    for protocol in ("knn", "linear"):
+    for protocol in ("knn", "logistic"):
         points = [(step, float(np.float32(found[protocol, step]))) for step in (24, 48)]
         assert [(step, value) for step, value, _ in shown[f"evaluation/{protocol}_top1"]] == points
     page = report(run.run_dir).path.read_text()
@@ -78,7 +77,7 @@ def test_a_killed_evaluation_is_made_up_for(watched, tmp_path):
     job, run, _ = watched
     copy = tmp_path / "runs" / run.run_dir.name
     shutil.copytree(run.run_dir, copy)
-    assert copy == run_directory(job, workspace=tmp_path)
+    assert copy == Run.of(job, tmp_path).directory
     for step in ("36", "48"):
         shutil.rmtree(copy / "checkpoints" / step)
     lines = (copy / METRICS).read_text().splitlines(keepends=True)
@@ -95,7 +94,7 @@ def test_a_killed_last_evaluation_is_made_up_for(watched, tmp_path, left):
     copy = tmp_path / "runs" / run.run_dir.name
     shutil.copytree(run.run_dir, copy)
     lines = (copy / METRICS).read_text().splitlines(keepends=True)
-    last = [f'"step": 48, "epoch": 4.0, "protocol": "{name}"' for name in {"knn", "linear"} - {*left}]
+    last = [f'"step": 48, "epoch": 4.0, "protocol": "{name}"' for name in {"knn", "logistic"} - {*left}]
     kept = [line for line in lines if not any(text in line for text in last)]
     assert len(kept) == len(lines) - 2 + len(left)
     (copy / METRICS).write_text("".join(kept))
@@ -108,9 +107,7 @@ def test_a_killed_last_evaluation_is_made_up_for(watched, tmp_path, left):
 def test_a_sample_suffices(tiny, tmp_path):
     """With two ranks, the first 30 images of each split, every epoch; it is the same run as without."""
     job = with_(tiny, device={"ranks": 2}, pretrain={"batch_size": 8, "epochs": 2, "eval_epochs": 1, "eval_images": 30})
-    assert run_directory(job, workspace=tmp_path) == run_directory(
-        with_(job, pretrain={"eval_epochs": None}), workspace=tmp_path
-    )
+    assert Run.of(job, tmp_path).directory == Run.of(with_(job, pretrain={"eval_epochs": None}), tmp_path).directory
     found = measured(train(job, workspace=tmp_path))
     assert [(line["images"], line["train_images"], line["protocol"]) for line in found] == [(30, 30, "knn")] * 2
 
