@@ -1,4 +1,4 @@
-"""Random masks, made on the host: sorting and scatter fall to slow operators on a 910A."""
+"""Random masks. They are made on the host, because sorting and scatter are slow on a 910A."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 def kept_patches(patches: int, mask_ratio: float) -> int:
-    """Number of visible patches of `patches`: int(L * (1 - ratio)), as upstream rounds it (196 -> 49 at 0.75)."""
+    """Return the number of visible patches, int(patches * (1 - mask_ratio)) as upstream: 49 of 196 at 0.75."""
     return int(patches * (1 - mask_ratio))
 
 
 def ids_from_noise(noise: np.ndarray, mask_ratio: float) -> tuple[np.ndarray, np.ndarray]:
-    """Turn noise into a mask: the patches with the smallest noise are kept.
+    """Return the mask that noise gives: the patches with the smallest noise are visible.
 
     Args:
         noise: (N, L), any real dtype; ties are broken by position.
@@ -28,7 +28,7 @@ def ids_from_noise(noise: np.ndarray, mask_ratio: float) -> tuple[np.ndarray, np
     len_keep = kept_patches(patches, mask_ratio)
     if not 0 < len_keep < patches:
         raise ValueError(
-            f"mask_ratio {mask_ratio} keeps {len_keep} of {patches} patches; at least one must stay and one go"
+            f"mask_ratio {mask_ratio} keeps {len_keep} of {patches} patches; at least one must be kept and one removed"
         )
     ids_shuffle = np.argsort(noise, axis=1, kind="stable").astype(np.int32)
     ids_restore = np.argsort(ids_shuffle, axis=1, kind="stable").astype(np.int32)

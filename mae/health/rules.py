@@ -162,7 +162,7 @@ def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOS
     """The other ranks wait for one rank, for a tenth of the step longer than it waits for them.
 
     The threshold is a tenth because eight devices are published to be 4 % slower than one (ModelZoo-PyTorch, MAE on
-    910A). On Ascend the ranks' wait for each other is inside calls of the device and unknown. There the ranks' waits for
+    910A). On Ascend the ranks' wait for each other is inside calls of the device and unknown. There the waits for
     batches are compared, so a rank that only computes slowly is not found.
     """
     now = {rank: int(np.searchsorted(r.step, c.step[-1], side="right")) for rank, r in ranks.items()}
@@ -189,8 +189,8 @@ def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOS
     if own - others > 0.5 * behind / took:
         key = "data.workers"
         message = (
-            f"{which}, because it waits for batches {own:.0%} of the time and they {others:.0%}, {cost}: check what else "
-            f"uses its cores and disk, or raise data.workers ({workers})"
+            f"{which}, because it waits for batches {own:.0%} of the time and they {others:.0%}, {cost}: check what "
+            f"else uses its cores and disk, or raise data.workers ({workers})"
         )
     else:
         key = "device.ranks"
@@ -316,8 +316,8 @@ def expected_band(c: Course, past: list[Past]) -> Optional[Band]:
     """Return the range of the recent mean loss in all earlier runs; none during the warm-up or without earlier runs.
 
     Recent are the last 20 readings or the last twentieth of the training, whichever is more. The range is extended on
-    both sides by the largest of: the distance between the lowest and the highest earlier run, 5 % of their median (seeds
-    of one recipe differ by 1 to 2 %), and four standard errors of this run's mean.
+    both sides by the largest of: the distance between the lowest and the highest earlier run, 5 % of their median
+    (seeds of one recipe differ by 1 to 2 %), and four standard errors of this run's mean.
     """
     window = max(RECENT, int(np.sum(c.epoch > c.epoch[-1] - c.config.recipe.epochs / 20)))
     if not past or len(c.step) - c.warm <= window:
@@ -345,8 +345,8 @@ def above_band(c: Course, band: Optional[Band]) -> Optional[Finding]:
         c,
         "loss_above_band",
         "loss",
-        f"the loss is {band.loss:.4g} and {band.low:.4g} to {band.high:.4g} was expected from {band.origin}. The recipe "
-        f"is the same, so check what else changed: code, libraries, device; the seed is {c.config.seed}",
+        f"the loss is {band.loss:.4g} and {band.low:.4g} to {band.high:.4g} was expected from {band.origin}. The "
+        f"recipe is the same, so check what else changed: code, libraries, device; the seed is {c.config.seed}",
         "seed",
         {"loss": band.loss, "low": band.low, "high": band.high},
     )

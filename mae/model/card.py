@@ -10,22 +10,22 @@ from mae.config.sections import ModelConfig
 
 
 class Conversion(BaseModel):
-    """Where converted weights come from and what happened to them on the way."""
+    """The source of converted weights, and what the conversion changed."""
 
     model_config = ConfigDict(extra="forbid")
 
     source: str  # file name
     sha256: str
     layout: str
-    settings: dict[str, Any] = {}  # what the caller told
-    assumed: list[str] = []  # what neither the file nor the caller said
-    changed: list[str] = []  # tensors with other values or types than in the file
-    dropped: list[str] = []  # what the file holds besides
-    earlier: Optional[Conversion] = None  # that the source had gone through itself
+    settings: dict[str, Any] = {}  # given by the caller
+    assumed: list[str] = []  # given neither by the file nor by the caller
+    changed: list[str] = []  # tensors whose values or types differ from the file's
+    dropped: list[str] = []  # tensors of the file that were not taken
+    earlier: Optional[Conversion] = None  # the conversion that the source itself is a result of
 
 
 class ModelCard(BaseModel):
-    """What a model file says of itself, in the header of the safetensors file.
+    """The description of a model in the header of its safetensors file.
 
     An encoder is a vision transformer up to its final norm, without decoder and head.
     """
@@ -34,12 +34,12 @@ class ModelCard(BaseModel):
 
     kind: Literal["mae", "classifier", "encoder"]
     model: ModelConfig
-    classes: Optional[list[str]] = None  # of a classifier, in label order; none where the file names none
+    classes: Optional[list[str]] = None  # of a classifier, in label order; none if the file does not name them
     mask_ratio: Optional[float] = Field(None, gt=0, lt=1)  # of a MAE
-    decoder: Optional[Literal["random"]] = None  # of a MAE: not trained, put on an encoder
+    decoder: Optional[Literal["random"]] = None  # of a MAE made from an encoder: its decoder is not trained
     conversion: Optional[Conversion] = None  # none: trained here
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes, or their numbers where nobody named them."""
+        """Names of the classes, or their numbers if they have no names."""
         return self.classes or [str(number) for number in range(self.model.num_classes or 0)]

@@ -12,7 +12,7 @@ from mae.model.vit import VisionTransformer
 
 
 def normalise_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Pixels (..., 3) between 0 and 255 -> float32, less the model's pixel mean, over its pixel standard deviation."""
+    """Pixels (..., 3) between 0 and 255 -> float32, minus the model's pixel_mean, divided by its pixel_std."""
     shift, scale = (np.array(v, np.float32) * 255 for v in (config.pixel_mean, config.pixel_std))
     return (pixels - shift) / scale
 
@@ -54,7 +54,7 @@ class Reconstruct(nn.Cell):
 
 
 class Encode(nn.Cell):
-    """uint8 images (N, H, W, 3) -> one feature vector (N, D) each: the cls token, or the mean of the patch tokens."""
+    """uint8 images (N, H, W, 3) -> features (N, D): the class token, or the patches' mean if `pool` is mean."""
 
     def __init__(self, model: MaskedAutoencoder | VisionTransformer, pool: str) -> None:
         super().__init__(auto_prefix=False)

@@ -1,4 +1,4 @@
-"""The masked autoencoder (He et al. 2022): encode the visible patches, decode all, score the removed ones."""
+"""The masked autoencoder (He et al. 2022): encode the visible patches, decode all, compare the removed ones."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from mindspore.common.initializer import Normal, initializer
 
 from mae.config.sections import ComputeConfig, ModelConfig
 from mae.device.context import DEFAULT_COMPUTE, compute_dtype
+from mae.model.layers import LayerNorm, Linear, blocks
 from mae.model.pos_embed import sincos_2d
-from mae.model.vit import Encoder, LayerNorm, Linear, blocks, patchify
+from mae.model.vit import Encoder, patchify
 
 
 class Unshuffle(nn.Cell):
-    """Put visible tokens back to their places and a mask token everywhere else.
+    """Puts the visible tokens back in their places, and a mask token in all others.
 
-    Its gradient is written by hand: a token's place is ids_keep, so it is a gather too; the scatter-add that automatic
-    differentiation would emit is slow on a 910A and not deterministic everywhere.
+    The gradient is written by hand. Token i's place is ids_keep[i], so the gradient is a gather as well. Automatic
+    differentiation would emit a scatter-add, which is slow on a 910A and not deterministic on every device.
     """
 
     def construct(self, visible: Tensor, mask_token: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:  # noqa: ARG002 (bprop needs ids_keep)
@@ -66,10 +67,12 @@ class MaskedAutoencoder(Encoder):
         pred = self.decode(self.encode_visible(patches, ids_keep), ids_keep, ids_restore)
         removed = self.removed(ids_keep, ids_restore)
         error = ops.square(pred - self.target(patches)).mean(-1)  # (N, L)
-        return (error * removed).sum(-1).mean() / (self.patches - ids_keep.shape[1])  # every image loses as many
+        return (error * removed).sum(-1).mean() / (
+            self.patches - ids_keep.shape[1]
+        )  # every image has the same number of removed patches
 
     def reconstruct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted patches (N, L, p*p*3), per-patch normalised where the model was trained so, and the mask (N, L)."""
+        """Predicted patches (N, L, p*p*3), normalised per patch if norm_pix_loss is set, and the mask (N, L)."""
         patches = patchify(images, self.patch_size)
         pred = self.decode(self.encode_visible(patches, ids_keep), ids_keep, ids_restore)
         return pred, self.removed(ids_keep, ids_restore)
@@ -79,7 +82,7 @@ class MaskedAutoencoder(Encoder):
         return self.norm(self.transform_all(images))
 
     def encode_visible(self, patches: Tensor, ids_keep: Tensor) -> Tensor:
-        """(N, L, p*p*3) -> (N, 1 + len_keep, D): neither masked patches nor mask tokens enter the encoder."""
+        """(N, L, p*p*3) -> (N, 1 + len_keep, D): the encoder sees the visible patches only."""
         positions = ops.gather(self.pos_embed[:, 1:].reshape(self.patches, self.embed_dim), ids_keep, 0)
         return self.norm(self.transform(ops.gather(patches, ids_keep, 1, 1), positions))
 
@@ -93,7 +96,7 @@ class MaskedAutoencoder(Encoder):
         return self.decoder_pred(self.decoder_norm(x)[:, 1:]).astype(ms.float32)
 
     def target(self, patches: Tensor) -> Tensor:
-        """What the decoder has to predict; norm_pix_loss divides by the unbiased variance, as torch's `var` does."""
+        """The decoder's target; norm_pix_loss divides by the unbiased variance, as torch's `var` does."""
         if not self.norm_pix_loss:
             return patches
         mean = patches.mean(-1, keep_dims=True)
@@ -102,5 +105,5 @@ class MaskedAutoencoder(Encoder):
         return centred / ops.sqrt(variance + 1e-6)
 
     def removed(self, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
-        """(N, L) float32, 1 where a patch was removed: the kept ones come first in the shuffled order."""
+        """(N, L) float32, 1 for a removed patch: the visible patches come first in the shuffled order."""
         return (ids_restore >= ids_keep.shape[1]).astype(ms.float32)

@@ -1,4 +1,4 @@
-"""Position embeddings: the fixed 2-D sin-cos one (He et al. 2022, appendix A), and any one on another grid."""
+"""Position embeddings: the fixed 2-D sin-cos one (He et al. 2022, appendix A), and interpolation to another grid."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def sincos_2d(embed_dim: int, grid: tuple[int, int]) -> np.ndarray:
-    """Position embedding of a (rows, columns) grid of patches behind one cls token.
+    """Return the position embedding of a class token and a (rows, columns) grid of patches.
 
     The first half of the channels encodes the column and the second the row ("w goes first" upstream); each half is
-    [sin | cos] with omega_k = 10000^(-k / (embed_dim / 4)), computed in float64. The cls row is zero.
+    [sin | cos] with omega_k = 10000^(-k / (embed_dim / 4)), computed in float64. The class token's row is zero.
 
     Returns:
         (1, 1 + rows * columns, embed_dim) float32.
@@ -22,10 +22,10 @@ def sincos_2d(embed_dim: int, grid: tuple[int, int]) -> np.ndarray:
 
 
 def interpolate(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Position embedding (1, 1 + old rows * columns, D) on another (rows, columns) grid; the cls row stays.
+    """Return a position embedding (1, 1 + old rows * columns, D) on another (rows, columns) grid; the class row stays.
 
     Bicubic as torch's `interpolate(mode="bicubic", align_corners=False)` computes it, which upstream and timm use:
-    cubic convolution with A = -0.75, borders repeated, no smoothing where the grid shrinks.
+    cubic convolution with A = -0.75, repeated borders, no smoothing when the grid becomes smaller.
 
     Returns:
         (1, 1 + new rows * columns, D) float32.
@@ -40,7 +40,7 @@ def interpolate(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int
 def _bicubic(old: int, new: int) -> np.ndarray:
     """Matrix (new, old) that resamples a line of `old` samples at the centres of `new` cells.
 
-    Positions are float32, as torch has them: in float64 they would differ by more than the products do.
+    Positions are float32 as in torch: float64 positions would differ by more than the products do.
     """
     centres = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * np.float32(old / new) - np.float32(0.5)
     left = np.floor(centres).astype(int)

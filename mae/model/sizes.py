@@ -1,6 +1,6 @@
 """Floating-point operations of the model's matrix products, two per multiplication and addition.
 
-LayerNorm, softmax and GELU add about 1 % on ViT-B and are left out, as is usual where a rate is compared with a peak.
+LayerNorm, softmax and GELU add about 1 % on ViT-B. They are left out, as is usual for a share of the peak rate.
 """
 
 from __future__ import annotations
@@ -8,21 +8,21 @@ from __future__ import annotations
 from mae.config.sections import Config, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.masking import kept_patches
 
-TRAINING = 3  # forward, and twice that backward: by the inputs and by the weights
+TRAINING = 3  # one forward pass, and twice as much backward: gradients of inputs and of weights
 PEAK_910A = 256e12  # FLOP/s in float16 (Ascend's data sheet)
 
 
 def training_flops(model: ModelConfig, recipe: Recipe) -> float:
-    """One image of a training step; blocks that are computed again for their gradients count once."""
+    """Return the FLOP of one image in a training step. Recomputed blocks count once."""
     if isinstance(recipe, PretrainConfig):
         return TRAINING * mae_flops(model, recipe.mask_ratio)
     return encoder_flops(model) * (1 if isinstance(recipe, LinearConfig) else TRAINING)
 
 
 def peak_flops(config: Config) -> float | None:
-    """What a device can do at most, FLOP/s: `device.peak_tflops`, or a 910A's data sheet for float16, or not known.
+    """Return a device's peak rate in FLOP/s: `device.peak_tflops`, or a 910A's data sheet for float16; else none.
 
-    A CPU has no peak here: what a product reaches depends on its shape and on how many cores a rank has.
+    A CPU has no known peak: the rate of a product depends on its shape and on the cores of a rank.
     """
     if config.device.peak_tflops is not None:
         return config.device.peak_tflops * 1e12
@@ -31,12 +31,12 @@ def peak_flops(config: Config) -> float | None:
 
 
 def block_flops(tokens: int, width: int, mlp_ratio: float) -> float:
-    """One transformer block on one image: qkv and projection 8 n d^2, MLP 4 r n d^2, attention 4 n^2 d."""
+    """Return the FLOP of a block on one image: qkv and projection 8 n d^2, MLP 4 r n d^2, attention 4 n^2 d."""
     return (8 + 4 * mlp_ratio) * tokens * width**2 + 4 * tokens**2 * width
 
 
 def mae_flops(model: ModelConfig, mask_ratio: float) -> float:
-    """Forward pass of a masked autoencoder on one image: all patches embedded, the kept ones encoded, all decoded."""
+    """Return the FLOP of a MAE's forward pass on one image: embed all patches, encode the visible ones, decode all."""
     patches, pixels = _patches(model), 3 * model.patch_size**2
     visible, width = 1 + kept_patches(patches, mask_ratio), model.decoder_embed_dim
     mlp_ratio = model.decoder_mlp_ratio or model.mlp_ratio
@@ -47,7 +47,7 @@ def mae_flops(model: ModelConfig, mask_ratio: float) -> float:
 
 
 def encoder_flops(model: ModelConfig) -> float:
-    """Forward pass of the whole encoder on one image: fine-tuning, features, classification."""
+    """Return the FLOP of the encoder's forward pass on one whole image: fine-tuning, features, classification."""
     return _embedding(model) + model.depth * block_flops(1 + _patches(model), model.embed_dim, model.mlp_ratio)
 
 

@@ -22,7 +22,7 @@ class PretrainLoss(nn.Cell):
 
 
 class ClassifyLoss(nn.Cell):
-    """Cross entropy of a classifier on uint8 images, labels smoothed; of mixed images where the batch brings a map."""
+    """Cross entropy of a classifier on uint8 images, with label smoothing, and mixed images if the batch has a map."""
 
     def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
         super().__init__(auto_prefix=False)
@@ -33,10 +33,11 @@ class ClassifyLoss(nn.Cell):
         self.reverse = ops.ReverseV2(axis=[0])
 
     def construct(self, images: Tensor, labels: Tensor, *drawn: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8, (N,) int32, what was drawn for them -> mean loss.
+        """Images (N, H, W, 3) uint8, labels (N,) int32, and the recipe's random numbers -> mean loss ().
 
-        Drawn are, each where the recipe has it, `job.branches`'s (N, depth, 2) and `mixup.keep_map`'s (H, W), float32.
-        An image is mixed with its opposite in the batch, its label in the proportion in which its pixels remain.
+        `drawn` has, if the recipe uses them, the factors of `task.branches` (N, depth, 2) and the map of
+        `mixup.keep_map` (H, W), both float32. An image is mixed with the one at the opposite place of the batch, and
+        its label in the same proportion as its pixels.
         """
         pixels = self.normalise(images)
         branches = None

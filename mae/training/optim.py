@@ -1,7 +1,7 @@
-"""AdamW and LARS with the published recipes' parameter groups, and the part of a step that decides whether to take it.
+"""AdamW and LARS with the published recipes' parameter groups, and the loss scale, which can skip an update.
 
-An optimiser is called as (gradients, lr, applied): `lr` () float32 is the schedule's rate, `applied` () float32 is 1,
-or 0 for an update that must leave no trace, whose gradients are then zero. `state` lists what a resumed run needs.
+An optimiser is called as (gradients, lr, applied). `lr` () float32 is the learning rate. `applied` () float32 is 1, or
+0 for an update that must change nothing; its gradients are then zero. `state` lists the parameters that resuming needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EPS = 1e-8
 
 
 def layer_id(name: str, depth: int) -> int:
-    """Layer of a parameter for layer-wise decay: embeddings 0, block i is i + 1, everything behind is depth + 1."""
+    """Return a parameter's layer for layer-wise decay: 0 for embeddings, i + 1 for block i, depth + 1 for the rest."""
     if name.startswith(("cls_token", "pos_embed", "patch_embed")):
         return 0
     if name.startswith("blocks."):
@@ -26,15 +26,15 @@ def layer_id(name: str, depth: int) -> int:
 
 
 def layer_scales(names: Sequence[str], *, depth: int, layer_decay: float) -> list[float]:
-    """Factor on the learning rate per parameter name: layer_decay ** (layers behind it) (Clark et al. 2020)."""
+    """Return the factor on the learning rate by parameter: layer_decay ** (layers after it) (Clark et al. 2020)."""
     return [layer_decay ** (depth + 1 - layer_id(name, depth)) for name in names]
 
 
 def decays(parameters: Sequence[Parameter], weight_decay: float, exempt: Collection[str] = ()) -> list[float]:
-    """Weight decay per parameter: none for biases, norms and all else that is 1-D, nor for the names in `exempt`.
+    """Return the weight decay per parameter: 0 for 1-D parameters, biases and the names in `exempt`.
 
-    Upstream's pre-training exempts no more than these (cls_token and mask_token have three axes: they decay), its
-    fine-tuning cls_token and pos_embed too (timm's `no_weight_decay`).
+    Upstream's pre-training has no further exemptions: cls_token and mask_token have three axes, so they decay. Its
+    fine-tuning also exempts cls_token and pos_embed (timm's `no_weight_decay`).
     """
     return [0.0 if p.ndim <= 1 or p.name.endswith(".bias") or p.name in exempt else weight_decay for p in parameters]
 
@@ -43,11 +43,11 @@ class AdamW(nn.Cell):
     """Decoupled weight decay (Loshchilov & Hutter 2019) as torch computes it, on MindSpore's fused Adam kernel.
 
     Args:
-        parameters: what is trained.
+        parameters: the trained parameters.
         betas: decay rates of the two moments.
-        weight_decay: per update, times the learning rate; `decays` says of what.
-        exempt: names of parameters that do not decay.
-        scales: factor on the learning rate per parameter, in order (layer decay); none means 1.
+        weight_decay: per update, times the learning rate, for the parameters that `decays` names.
+        exempt: names of further parameters without decay.
+        scales: factor on the learning rate per parameter, in order (layer decay); none: 1.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class AdamW(nn.Cell):
         self.map = ops.HyperMap()  # a loop in `construct` takes twice as long to compile
 
     def construct(self, gradients: tuple[Tensor, ...], lr: Tensor, applied: Tensor) -> Tensor:
-        """Update all parameters. Without `applied` the betas are 1 and the rate is 0: nothing changes."""
+        """Update all parameters. If `applied` is 0, the betas are 1 and the rate is 0, so nothing changes."""
         done = ops.assign_add(self.updates, applied.astype(ms.int32))
         row = ops.minimum(done, self.corrections.shape[0]) - 1
         rate, eps = self.unstack(ops.gather(self.corrections, ops.maximum(row, 0), 0))
@@ -99,16 +99,17 @@ def _step(
     decay: float,
     scale: float,
 ) -> Tensor:
-    """One parameter's update."""
+    """Update one parameter."""
     if decay:
         g = ops.depend(g, ops.assign(p, p * (1 - lr * scale * decay)))
     return adam(p, m, v, 0.0, 0.0, lr * rate * scale, beta1, beta2, eps, g)
 
 
 def _corrections(betas: tuple[float, float]) -> np.ndarray:
-    """(T, 2) float32: factor on the rate and eps at update t, from float64; constant from update T on.
+    """Return (T, 2) float32: factor on the rate, and eps, at update t. Both are constant from update T on.
 
-    The kernel knows the betas as float32, and adds eps to sqrt(v) before the correction where torch does it after.
+    They are computed in float64 from the float32 betas that the kernel uses. The kernel adds eps to sqrt(v) before the
+    bias correction and torch after it, which the changed eps makes equal.
     """
     beta1, beta2 = (float(np.float32(beta)) for beta in betas)
     slower = max(beta1, beta2)
@@ -119,10 +120,10 @@ def _corrections(betas: tuple[float, float]) -> np.ndarray:
 
 
 class LARS(nn.Cell):
-    """Layer-wise adaptive rate scaling (You et al. 2017) in the form of upstream's linear probe.
+    """Layer-wise adaptive rate scaling (You et al. 2017) as upstream's linear probe computes it.
 
-    A weight's gradient, decay included, is scaled to `trust` times the weight's norm; 1-D parameters neither decay nor
-    are scaled. Momentum is taken of what results, before the learning rate.
+    A weight's gradient, including decay, is scaled to `trust` times the weight's norm. 1-D parameters have neither
+    decay nor scaling. Momentum is applied to the result, before the learning rate.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class LARS(nn.Cell):
         return done
 
     def trust_ratio(self, p: Tensor, g: Tensor) -> Tensor:
-        """trust * |p| / |g|, or 1 where either is zero."""
+        """Return trust * |p| / |g|, or 1 if either norm is 0."""
         norm_p, norm_g = ops.sqrt(ops.square(p).sum()), ops.sqrt(ops.square(g).sum())
         usable = (norm_p * norm_g > 0).astype(ms.float32)
         return usable * self.trust * norm_p / (norm_g + (1 - usable)) + (1 - usable)
@@ -157,15 +158,14 @@ class LARS(nn.Cell):
 class LossScale(nn.Cell):
     """Decides in the graph, from loss and gradient norm, whether an update is applied, and scales the next loss.
 
-    float16 gradients lose small values, so the loss is multiplied by 2^16 before them. Where that was too much the
-    update is skipped and counted and the scale halved; after 2,000 good updates it is doubled (Micikevicius et al.
-    2018, with the numbers of torch's GradScaler). What no smaller scale would mend (a loss that is itself not finite,
-    gradients that are not finite at scale 1) halts training: from then on nothing is applied, and the host reads in
-    `halted` how many updates ago that was. A device that saturates says so instead of giving such numbers; what a
-    smaller scale does not mend halts there once the scale has come down to 1.
+    float16 gradients lose small values, so the loss is multiplied by 2^16 before they are computed. If that overflows,
+    the update is skipped and counted, and the scale is halved. After 2,000 good updates the scale is doubled
+    (Micikevicius et al. 2018, with the numbers of torch's GradScaler). A loss that is not finite itself, or gradients
+    that are not finite at scale 1, halt training: no further update is applied, and `halted` counts the updates since.
+    A device that saturates reports saturation instead. If it still does so at scale 1, training halts as well.
 
     Args:
-        dynamic: for float16; else the scale is 1 always.
+        dynamic: scale the loss, for float16; otherwise the scale is always 1.
     """
 
     FIRST, LARGEST, INTERVAL = 2.0**16, 2.0**24, 2000
@@ -181,10 +181,7 @@ class LossScale(nn.Cell):
         self.state = [self.scale, self.good, self.overflows] if dynamic else []
 
     def construct(self, loss: Tensor, norm: Tensor, saturated: Tensor) -> Tensor:
-        """Unscaled loss (), gradient norm () and () that is not 0 where the device saturated -> `applied` () float32.
-
-        `halted` counts this and all later updates.
-        """
+        """Unscaled loss (), gradient norm (), and () that is not 0 if the device saturated -> `applied` () float32."""
         fits = ops.isfinite(norm).astype(ms.float32) * ops.isfinite(loss).astype(ms.float32)
         fits = fits * (saturated == 0).astype(ms.float32)
         too_large = ops.isfinite(loss).astype(ms.float32) * (1 - fits) * (self.scale > 1).astype(ms.float32)

@@ -6,7 +6,7 @@ import math
 
 
 def lr_at(epoch: float, *, lr: float, min_lr: float, warmup_epochs: float, epochs: int) -> float:
-    """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine down to min_lr.
+    """Return the learning rate at a fractional epoch: linear from 0 in the warm-up, then half a cosine to min_lr.
 
     Set before every iteration from epoch + step / steps_per_epoch, as upstream does.
     """

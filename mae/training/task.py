@@ -110,10 +110,10 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job
 
 
 def branches(drawn: np.ndarray, drop_path: float) -> np.ndarray:
-    """Factors on the residual branches of each image, (N, depth, 2) float32, from uniform numbers (N, 2 * depth).
+    """Return the factors on each image's branches, (N, depth, 2) float32, from uniform numbers (N, 2 * depth).
 
-    Stochastic depth (Huang et al. 2016): a branch is dropped at a rate that rises linearly from 0 at the first block to
-    `drop_path` at the last, and kept ones are scaled so that the expectation stays.
+    Stochastic depth (Huang et al. 2016): the rate of dropped branches rises linearly from 0 in the first block to
+    `drop_path` in the last. The other branches are scaled up so that the expectation stays the same.
     """
     drawn = drawn.reshape(len(drawn), -1, 2)
     rates = np.linspace(0, drop_path, drawn.shape[1])[:, None]
@@ -121,7 +121,7 @@ def branches(drawn: np.ndarray, drop_path: float) -> np.ndarray:
 
 
 def _drawn(images: int, ranks: int, each: int, place: Place, seeds: list[int]) -> np.ndarray:
-    """Uniform numbers (images, each) float64 for one rank's batch.
+    """Return uniform numbers (images, each) float64 for one rank's batch.
 
     All numbers of an update come from one stream, so the numbers of an image depend neither on the number of ranks nor
     on the number of parts of an update.

@@ -1,4 +1,4 @@
-"""What the device graph computes per step: normalised pixels, a loss, its gradients over all ranks, one update."""
+"""The compiled step: a loss, its gradients averaged over all ranks, and one update of the optimiser."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from mae.device.context import all_mean, float_status
 from mae.training.optim import LARS, AdamW, LossScale
 
 Optimizer = Union[AdamW, LARS]
-BUCKET_BYTES = 32 << 20  # a ViT-B's gradients are 14 of them; torch's DDP takes 25 MB
+BUCKET_BYTES = 32 << 20  # a ViT-B's gradients fill 14 buckets; torch's DDP uses 25 MB
 
 
 class Gradients(nn.Cell):
-    """What one batch tells on this rank: (1,) float32, its loss, and the gradients, scaled as the loss is.
+    """Returns the loss of one batch on this rank and its gradients, both multiplied by the loss scale.
 
-    On a device that saturates it tells (2,), the second 1 if anything overflowed or was no number, else 0.
+    The loss is (1,) float32. On a device that saturates it is (2,): the second value is 1 if anything overflowed or was
+    not a number, else 0.
     """
 
     def __init__(self, loss: nn.Cell, parameters: Sequence[Parameter]) -> None:
@@ -44,10 +45,10 @@ class Gradients(nn.Cell):
 
 
 class Combine(nn.Cell):
-    """What `Gradients` tells, and its gradients, averaged over all ranks, and the gradients' norm.
+    """Averages the loss and the gradients over all ranks, and returns the gradients' norm as well.
 
-    They travel in buckets of whole parameters, in the model's order. A bucket waits for the gradients in it and for no
-    others, so that those of late layers are on their way while those of early ones are still computed.
+    They are sent in buckets of whole parameters, in the model's order. A bucket waits only for its own gradients, so
+    the gradients of late layers are sent while those of early layers are still computed.
     """
 
     def __init__(self, parameters: Sequence[Parameter], ranks: int, told: int) -> None:
@@ -64,7 +65,7 @@ class Combine(nn.Cell):
         averaged, squares = gradients[:0], ops.zeros((), ms.float32)
         for bucket, span in zip(self.buckets, self.spans):
             own = gradients[span[0] : span[1]]
-            if span[0] == 0:  # whose gradients come last
+            if span[0] == 0:  # the bucket that is computed last
                 own = (told, *own)
             own, square = bucket(own)
             averaged, squares = averaged + own, squares + square
@@ -72,18 +73,18 @@ class Combine(nn.Cell):
 
 
 class _Bucket(nn.Cell):
-    """Tensors averaged over all ranks in one all-reduce of one flat tensor, and the sum of the gradients' squares."""
+    """Averages tensors over all ranks by one all-reduce of a flat tensor; also returns the gradients' sum of squares."""
 
     def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int, told: int) -> None:
         super().__init__()
-        self.ranks, self.told = ranks, told  # numbers before the gradients
+        self.ranks, self.told = ranks, told  # `told`: number of values before the gradients
         self.sizes = [math.prod(shape) for shape in ([(told,), *shapes] if told else shapes)]
         self.map = ops.HyperMap()
         if ranks > 1:
             self.all_mean = all_mean(number)
 
     def construct(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        flat = ops.concat(self.map(_flat, tensors))  # one sum over it is 4 times faster than one per tensor
+        flat = ops.concat(self.map(_flat, tensors))  # one sum over it is 4 times faster than one sum per tensor
         if self.ranks > 1:
             flat = self.all_mean(flat)
             tensors = self.map(_shaped, ops.split(flat, self.sizes), tensors)
@@ -93,9 +94,10 @@ class _Bucket(nn.Cell):
 
 
 def bucket_spans(sizes: Sequence[int], bucket_bytes: int) -> list[tuple[int, int]]:
-    """First and last (exclusive) of consecutive `sizes` (bytes) that fill a bucket; a larger one has its own.
+    """Return the first and last (exclusive) index of the consecutive `sizes`, in bytes, of each bucket.
 
-    Filled from the end, where the backward pass begins.
+    A size above `bucket_bytes` gets a bucket of its own. Buckets are filled from the end, where the backward pass
+    starts.
     """
     spans, last, filled = [], len(sizes), 0
     for number in range(len(sizes) - 1, -1, -1):
@@ -106,7 +108,7 @@ def bucket_spans(sizes: Sequence[int], bucket_bytes: int) -> list[tuple[int, int
     return [(0, last), *reversed(spans)]
 
 
-# What is done to each parameter or gradient, by HyperMap: a loop in `construct` takes twice as long to compile.
+# HyperMap applies these to each parameter or gradient: a loop in `construct` takes twice as long to compile.
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -147,33 +149,33 @@ class _ScaledLoss(nn.Cell):
 
 
 class StepResult(NamedTuple):
-    """What an update tells, in the order of the tensor that it returns."""
+    """The result of an update, in the order of the tensor that it returns."""
 
     loss: float  # mean over ranks and accumulated batches
     grad_norm: float  # before clipping
     loss_scale: float  # of the next update
     overflows: int  # updates skipped so far
-    halted: int  # updates not applied since one had no finite loss or gradient, itself counted
-    saturated: bool  # the device had to, so that loss and norm are no more than finite
+    halted: int  # updates since training halted, including the one that halted it; 0: training runs
+    saturated: bool  # True: the device saturated a number, so a finite loss and norm mean nothing
 
     @classmethod
     def read(cls, tensor: Tensor) -> StepResult:
-        """Waits for the device."""
+        """Return the result after waiting for the device."""
         loss, grad_norm, loss_scale, overflows, halted, saturated = tensor.asnumpy().tolist()
         return cls(loss, grad_norm, loss_scale, int(overflows), int(halted), saturated > 0)
 
 
 class Update(nn.Cell):
-    """One optimiser update from one batch per rank and what `Accumulate` has gathered before.
+    """One optimiser update, from one batch per rank and the batches that `Accumulate` has added before.
 
     Args:
         loss: a cell that maps a batch to its mean loss.
-        optimizer: of what is trained.
-        ranks: processes that update together.
+        optimizer: optimiser of the trained parameters.
+        ranks: number of processes that train together.
         accum_iter: batches per update, averaged; sums are float32.
-        clip_grad: largest norm of all gradients together; longer ones are shortened to it (as torch's clip_grad_norm_).
-        ema: share of the old value that an exponential moving average of the parameters keeps per update.
-        dynamic_scale: scale the loss for float16.
+        clip_grad: largest norm of the whole gradient; a longer one is scaled down to it (as torch's clip_grad_norm_).
+        ema: decay per update of an exponential moving average of the parameters.
+        dynamic_scale: scale the loss, for float16.
     """
 
     def __init__(
@@ -206,7 +208,7 @@ class Update(nn.Cell):
             self.state += list(self.averages)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> Tensor:
-        """`lr` () float32 -> the values of `StepResult`."""
+        """Learning rate () float32 and a batch -> the values of `StepResult` (6,) float32."""
         told, gradients = self.gradients(*batch)
         if self.accum_iter > 1:
             told = (told + self.told_sum) / self.accum_iter
@@ -238,7 +240,7 @@ class Update(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Add one batch's gradients and loss to the sums of an `Update`."""
+    """Adds one batch's gradients and loss to the sums of an `Update`."""
 
     def __init__(self, update: Update) -> None:
         super().__init__(auto_prefix=False)
@@ -247,7 +249,7 @@ class Accumulate(nn.Cell):
         self.map = ops.HyperMap()
 
     def construct(self, *batch: Tensor) -> Tensor:
-        """Returns what this rank's batch tells, as `Gradients` does."""
+        """A batch -> its loss, as `Gradients` returns it."""
         told, gradients = self.gradients(*batch)
         told = ops.depend(told, ops.assign_add(self.told_sum, told))
         return ops.depend(told, self.map(ops.assign_add, self.sums, gradients))

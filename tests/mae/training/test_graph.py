@@ -21,8 +21,8 @@ from mae.config.sections import Config
 from mae.device.context import setup
 from mae.masking import ids_from_noise
 from mae.model import mae as model
+from mae.model.layers import Mix
 from mae.model.mae import MaskedAutoencoder
-from mae.model.vit import Mix
 from mae.training import task as job
 from mae.training import update as objective
 from mae.training.update import Update
