@@ -4,6 +4,7 @@ card.py (the description stored with the weights) and sizes.py (FLOP) do not nee
 not load it.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,11 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["MaskedAutoencoder", "VisionTransformer"]
 
 
+_FILES = {"MaskedAutoencoder": "mae.model.mae", "VisionTransformer": "mae.model.vit"}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "MaskedAutoencoder":
-        from mae.model import mae as module
-    elif name == "VisionTransformer":
-        from mae.model import vit as module
-    else:
+    if name not in _FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+    return getattr(import_module(_FILES[name]), name)

@@ -73,7 +73,7 @@ class Combine(nn.Cell):
 
 
 class _Bucket(nn.Cell):
-    """Averages tensors over all ranks by one all-reduce of a flat tensor; also returns the gradients' sum of squares."""
+    """Averages tensors over all ranks by one all-reduce of a flat tensor; also returns the sum of their squares."""
 
     def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int, told: int) -> None:
         super().__init__()
