@@ -25,7 +25,7 @@ from datasets.images.decoder import inspect_apart
 from datasets.images.inspect import MAGIC_BYTES, MAX_BYTES, Inspection, sniff, suffix_fault
 from datasets.layout import NO_CLASS, ClassFolder, is_held_out, is_hidden, list_files
 
-VERSION = 4  # raise it when the same file may get another row: all files are then examined again
+VERSION = 5  # raise it when the same file may get another row: all files are then examined again
 PARTS = "parts"
 VALIDATION = "the validation"
 
