@@ -12,13 +12,13 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
-    """The input or the run is at fault, and repeating the same call cannot help (exit code 1).
+    """The input or the run is at fault, so repeating the same call fails again (exit code 1).
 
     Args:
-        where: file, key or machine in which the fault was found.
-        expected: what would have been right.
-        found: what was there instead.
-        todo: what the user does next.
+        where: the file, key or machine with the fault.
+        expected: what would be right.
+        found: what is there instead.
+        todo: what the user can do next.
     """
 
     def __init__(self, where: object, *, expected: str, found: str, todo: str) -> None:
@@ -26,7 +26,7 @@ class InputError(Exception):
 
     @classmethod
     def from_message(cls, message: str) -> InputError:
-        """The same error again, from its text: how it crosses from one process to another."""
+        """Return an error with this whole text. Pickling uses it to move an error to another process."""
         return cls.__new__(cls, message)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -35,7 +35,14 @@ class InputError(Exception):
 
 @contextmanager
 def room_for(what: str, directory: Union[str, Path]) -> Iterator[None]:
-    """Make an InputError of a full disk, an exhausted quota and a limit on the size of files."""
+    """Within this context, raise InputError instead of OSError if the disk is full.
+
+    An exhausted quota and a limit on the size of files count as a full disk.
+
+    Args:
+        what: what is being written, for the message.
+        directory: where it is written, for the message.
+    """
     try:
         yield
     except OSError as error:
@@ -45,6 +52,6 @@ def room_for(what: str, directory: Union[str, Path]) -> Iterator[None]:
 
 
 def no_room(what: str, directory: Union[str, Path], found: str) -> InputError:
-    """What is raised where a disk cannot take what should be written to `directory`."""
+    """Return the error for a disk that has no room for `what` in `directory`; `found` says what the disk reported."""
     todo = "free some, or choose another disk, and run it again"
     return InputError(directory, expected=f"room for {what}", found=found, todo=todo)

@@ -1,7 +1,4 @@
-"""The rules every stage obeys: atomic output, content digests, errors that say what to do.
-
-Lowest module of the project: it imports nothing of it.
-"""
+"""Files and directories that a reader sees whole or not at all, also if the writer is killed."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ PathLike = Union[str, Path]
 
 
 class StageResult(BaseModel):
-    """What a stage returns: names, counts and digests of what it wrote, nothing large.
+    """Base of the models that stages return: names, counts and digests of what a stage wrote, nothing large.
 
-    `reused` is true where a finished output with the same input digest was verified and kept.
+    `reused` is true if an earlier call had finished the same output and this call has verified and kept it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,11 +32,11 @@ class StageResult(BaseModel):
 
 @contextmanager
 def atomic_directory(final: PathLike) -> Iterator[Path]:
-    """Yield `<final>.partial-<host>-<pid>-<id>`; on success fsync its files and rename it to `final`.
+    """Yield a new directory `<final>.partial-<host>-<pid>-<id>`; on success fsync its files and rename it to `final`.
 
-    A failure removes the partial directory; what a SIGKILL leaves behind is removed by the next
-    writer of the same `final` on that host. An existing `final` is replaced: its reader has judged it unfit.
-    Files are made readable for other users' workers (MindRecord creates them with mode 0600).
+    An existing `final` is replaced. If the body raises, the partial directory is removed. If the process is killed, the
+    next writer of the same `final` on the same host removes it. All files get mode 0644, so that workers of other users
+    can read them.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -52,24 +49,32 @@ def atomic_directory(final: PathLike) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o644)
                 fsync(path)
-        if final.exists():
-            discard(final)
-        partial.rename(final)
-        fsync(final.parent)
+        replace_directory(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
+def replace_directory(new: Path, final: Path) -> None:
+    """Rename `new` to `final`, remove what was there before, and fsync the folder that holds both."""
+    if final.exists():
+        discard(final)
+    new.rename(final)
+    fsync(final.parent)
+
+
 def discard(directory: Path) -> None:
-    """Remove a directory so that no reader sees a part of it, whenever this process is killed."""
+    """Remove a directory. It is renamed first, so no reader sees a part of it, also if this process is killed."""
     aside = _partial_of(directory)
     directory.rename(aside)
     shutil.rmtree(aside)
 
 
 def remove_leftovers(folder: Path, name: Optional[str] = None) -> None:
-    """Remove what killed writers of this host left behind of `folder`/`name`, or of all that is in `folder`."""
+    """Remove the partial directories that killed writers of this host left of `folder / name`.
+
+    Without `name`, remove those of every directory in `folder`.
+    """
     pattern = "*" if name is None else glob.escape(name)
     for stale in folder.glob(f"{pattern}.partial-{os.uname().nodename}-*"):
         if not Path("/proc", stale.name.rsplit("-", 2)[1]).exists():  # its writer is gone
@@ -81,9 +86,9 @@ def _partial_of(final: Path) -> Path:
 
 
 def refuse_foreign(directory: PathLike, marker: str) -> None:
-    """Raise InputError where writing `directory` would replace something that its stage did not write.
+    """Raise InputError if `directory` holds files of somebody else, which the stage's output would replace.
 
-    `marker` is the file that the stage always leaves in its output; an empty directory may be replaced.
+    `marker` is a file that every output of the stage contains. A directory without it must be empty or missing.
     """
     directory = Path(directory)
     if not directory.exists() or (directory / marker).is_file():
@@ -99,7 +104,7 @@ def refuse_foreign(directory: PathLike, marker: str) -> None:
 
 
 def atomic_write(path: PathLike, content: Union[str, bytes]) -> None:
-    """Write one file so that a reader sees the old content or the new, never a part."""
+    """Write a file and its parent folders; a reader sees the old content or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
@@ -113,12 +118,12 @@ def atomic_write(path: PathLike, content: Union[str, bytes]) -> None:
 
 
 def write_json(path: PathLike, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write a value as indented JSON with `atomic_write`."""
     atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
 def fsync(path: Path) -> None:
-    """Have a file or directory on the disk before going on."""
+    """Wait until the disk holds a file's content, or the names in a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

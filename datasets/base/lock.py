@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Locks on directories, between processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold a directory, which is made if need be, against other processes; the kernel lets go of a dead one's.
+    """Hold a directory alone: wait until no other process holds it, and create it if it is missing.
 
-    Who holds it may remove it: those who wait then make and hold a new one.
+    The kernel releases the lock of a process that died. The holder may remove the directory. A process that waits for
+    it then creates it again and holds the new one.
     """
     while True:
         directory.mkdir(parents=True, exist_ok=True)
@@ -25,20 +26,9 @@ def exclusive(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def shared(directory: Path) -> Iterator[None]:
-    """Hold an existing directory together with other processes, against those that want it for themselves."""
+    """Hold an existing directory together with other callers of `shared`; callers of `exclusive` wait."""
     with _held(directory, fcntl.LOCK_SH):
         yield
-
-
-def is_held(directory: Path) -> bool:
-    """Whether a living process holds a directory."""
-    try:
-        with _held(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
 
 
 @contextmanager

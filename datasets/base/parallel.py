@@ -1,4 +1,4 @@
-"""Functions in other processes: as many as there are cores."""
+"""Calls of functions in worker processes, one process per core."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _pool_lock = threading.Lock()
 def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Optional[int] = None) -> Iterator[R]:
     """Call `function` on every input in worker processes and yield the results in the order of the inputs.
 
-    The processes are kept for the next call, so that what they imported is imported once. At most twice as many inputs
-    as there are workers are under way, so inputs do not pile up. No `if __name__ == "__main__"` is needed
-    in the caller's script. Inside a process that may have no children, such as a Dask worker, the calls are made in
-    that process, one after the other.
+    The processes stay for the next call, which saves importing their modules again. At most twice as many inputs as
+    workers are taken ahead of the results. The caller's script needs no `if __name__ == "__main__"`. A process that may
+    have no children, such as a Dask worker, makes the calls itself, one after the other.
 
     Args:
-        function: of a module, not of a script; what it takes and returns can be pickled.
-        workers: processes; default: one per core that this process may use; 1: none, the calls are made here.
+        function: a function of a module, not of a script. Its argument and result can be pickled.
+        workers: number of processes; default: one per core that this process may use. With 1 this process makes the
+            calls itself.
 
     Raises:
-        Whatever a call raises; joblib's TerminatedWorkerError where a worker process was killed.
+        What a call raises; joblib's TerminatedWorkerError if a worker process was killed.
     """
     count = workers or len(os.sched_getaffinity(0))
     pool = joblib.Parallel(count, return_as="generator", batch_size=1, pre_dispatch="2*n_jobs", **_initializer())
@@ -43,10 +43,10 @@ def in_processes(function: Callable[[T], R], inputs: Iterable[T], *, workers: Op
 
 
 def apart(function: Callable[[T], R], value: T) -> R:
-    """Call `function` once in a worker process and wait: for callers that are threads themselves, one call each.
+    """Call `function` once in a worker process and return its result; for callers that run in several threads.
 
-    As many calls are made at once as there are cores; the others wait. The rules are those of `in_processes`. A worker
-    that was killed fails every call that is under way, with joblib's TerminatedWorkerError; the next calls work.
+    As many calls run at once as there are cores, and the others wait. The rules of `in_processes` hold. If a worker is
+    killed, every running call raises joblib's TerminatedWorkerError. Later calls work again.
     """
     global _pool
     if multiprocessing.current_process().daemon:
@@ -68,8 +68,8 @@ def _initializer() -> dict[str, Any]:
 
 
 def _watch(parent: int) -> None:
-    """Make this worker end soon after `parent` was killed, also while it has no work: nobody waits for a result."""
-    process_executor._MAX_MEMORY_LEAK_SIZE = 1 << 40  # MindSpore, once a call imports it, is no leak
+    """End this worker soon after the process `parent` was killed, also while the worker is idle."""
+    process_executor._MAX_MEMORY_LEAK_SIZE = 1 << 40  # else loky takes an import of MindSpore for a memory leak
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
