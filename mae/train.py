@@ -15,6 +15,7 @@ from datasets.batches.batches import steps_per_epoch
 from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
 from datasets.records.check import check_files
 from datasets.records.index import Records, check_labelled, load_index
+from mae.cluster.job_table import job_table
 from mae.config.sections import Config, PretrainConfig, dump_config
 from mae.device.context import check_target
 from mae.health.follow import Follower
@@ -74,7 +75,7 @@ def train(
     Args:
         config: `data.records` names a directory that `mae data shard` wrote.
         workspace: receives runs/<run>/.
-        rank_table: HCCL rank table for the ranks on Ascend; copied into the run.
+        rank_table: HCCL rank table of the job, copied into the run. Default: on Ascend one is made for this server.
         resume: True: go on from the newest checkpoint of a run of this name, and refuse one of another config or data.
             False: remove an earlier attempt of the same run first. None: go on with the same run, or begin one.
         start: begin at this checkpoint of a run whose recipe differs (`mae.runs.fork.fork`).
@@ -82,11 +83,12 @@ def train(
         console: a terminal that gets one line kept up to date instead.
 
     Raises:
-        InputError: config, records and machine do not fit each other, or a file of the records is damaged.
+        InputError: config, records, rank table and machine do not fit each other, or a file of the records is damaged.
         RanksFailed: a rank died; calling again continues from the newest checkpoint.
     """
     config = _resolved(config)
     check_target(config.device)
+    table = job_table(config.device, rank_table, workspace / "rank_tables")
     run_dir = run_directory(config, workspace=workspace)
     recipe = config.recipe
     check_free(run_dir)
@@ -105,8 +107,8 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     atomic_write(run_dir / "config.yaml", dump_config(config))
     write_json(run_dir / "data.json", _data_facts(_records(config)))
-    if rank_table is not None:
-        shutil.copyfile(rank_table, run_dir / "rank_table.json")
+    if table is not None:
+        atomic_write(run_dir / "rank_table.json", table)
     (run_dir / VERDICT).unlink(missing_ok=True)
     before = failures(run_dir)
     try:
