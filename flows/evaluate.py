@@ -13,7 +13,7 @@ from datasets.base.errors import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
 from mae.config.sections import Config, load_config
-from mae.launch.ranks import RanksFailed
+from mae.launch import RanksFailed
 from mae.runs import checkpoint
 
 logger = logging.getLogger(__name__)

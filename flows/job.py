@@ -6,7 +6,7 @@ import difflib
 
 from datasets.base.errors import InputError
 from mae.config.sections import Config, load_config
-from mae.device.context import check_target
+from mae.device import check_target
 
 # What each stage needs before it. A data root of one's own takes the place of sample-data.
 NEEDS: dict[str, tuple[str, ...]] = {

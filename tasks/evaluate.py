@@ -8,7 +8,7 @@ from datasets.base.files import StageResult
 from mae.config.sections import Config
 from mae.evaluation.evaluate import Evaluation
 from mae.evaluation.evaluate import evaluate as evaluate_checkpoint
-from mae.launch.ranks import RanksFailed
+from mae.launch import RanksFailed
 from tasks.stage import markdown, stage_task, table
 
 
