@@ -12,10 +12,6 @@ from datasets.base.errors import InputError
 HCCN_TOOL_SECONDS = 30
 
 
-class _NoAnswerError(Exception):
-    pass
-
-
 def device_addresses(devices: list[int], hccn_conf: Path) -> tuple[dict[int, str], list[str]]:
     """Return the address of each physical device, as `hccn_tool` reports it.
 
@@ -30,10 +26,11 @@ def device_addresses(devices: list[int], hccn_conf: Path) -> tuple[dict[int, str
     addresses: dict[int, str] = {}
     reasons: dict[int, str] = {}
     for device in devices:
-        try:
-            addresses[device] = _ask_hccn_tool(device)
-        except _NoAnswerError as reason:
-            reasons[device] = str(reason)
+        address, reason = _ask_hccn_tool(device)
+        if address is not None:
+            addresses[device] = address
+        else:
+            reasons[device] = reason
     if not reasons:
         return addresses, []
     listed, found = _read_conf(hccn_conf)
@@ -61,20 +58,19 @@ def _read_conf(hccn_conf: Path) -> tuple[dict[int, str], str]:
     return listed, f"{hccn_conf} has addresses of device {_join(sorted(listed))}" if listed else f"{hccn_conf} has none"
 
 
-def _ask_hccn_tool(device: int) -> str:
-    """Return the address in the first line, `ipaddr:...`, that `hccn_tool -i N -ip -g` prints."""
+def _ask_hccn_tool(device: int) -> tuple[str | None, str]:
+    """Return the address in the first line, `ipaddr:...`, of `hccn_tool -i N -ip -g`; or None and the reason."""
     command = ["hccn_tool", "-i", str(device), "-ip", "-g"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=HCCN_TOOL_SECONDS, check=False)
     except OSError as error:
-        raise _NoAnswerError(f"hccn_tool cannot be run ({error.strerror})") from None
+        return None, f"hccn_tool cannot be run ({error.strerror})"
     except subprocess.TimeoutExpired:
-        raise _NoAnswerError(f"hccn_tool gave no answer in {HCCN_TOOL_SECONDS} s") from None
-    match = re.match(r"ipaddr:\s*(\S+)", answer.stdout)
-    if match is None:
-        printed = (answer.stdout.strip() or answer.stderr.strip() or "nothing").splitlines()[0]
-        raise _NoAnswerError(f"hccn_tool printed {printed!r} (exit code {answer.returncode})")
-    return match[1]
+        return None, f"hccn_tool gave no answer in {HCCN_TOOL_SECONDS} s"
+    if match := re.match(r"ipaddr:\s*(\S+)", answer.stdout):
+        return match[1], ""
+    printed = (answer.stdout.strip() or answer.stderr.strip() or "nothing").splitlines()[0]
+    return None, f"hccn_tool printed {printed!r} (exit code {answer.returncode})"
 
 
 def _join(devices: Iterable[int]) -> str:

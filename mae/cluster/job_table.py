@@ -11,17 +11,9 @@ from pathlib import Path
 
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
+from mae.cluster import rank_table as tables
 from mae.cluster.inventory import load_cluster
-from mae.cluster.rank_table import (
-    RankTableFile,
-    check,
-    generate,
-    host_address,
-    load_table,
-    local_table,
-    table_warnings,
-    write_table,
-)
+from mae.cluster.rank_table import RankTableFile
 from mae.cluster.rank_table_rules import RankTable
 from mae.config.sections import DeviceConfig
 
@@ -42,11 +34,11 @@ def make_table(device: DeviceConfig, folder: Path, cluster: Path | None = None) 
     if cluster is not None:
         inventory = load_cluster(cluster)
         name = f"{cluster.stem}-{value_digest(inventory.model_dump(mode='json'))}"
-        return write_table(inventory.table(), folder / name / "rank_table.json")
+        return tables.write_table(inventory.table(), folder / name / "rank_table.json")
     if device.target == "Ascend":
         devices = list(range(device.ranks))
-        return generate(folder / f"this-server-{device.ranks}", devices=devices, server_ip=_own_server_id())
-    return local_table(folder / f"local-{device.ranks}" / "rank_table.json", device.ranks)
+        return tables.generate(folder / f"this-server-{device.ranks}", devices=devices, server_ip=_own_server_id())
+    return tables.local_table(folder / f"local-{device.ranks}" / "rank_table.json", device.ranks)
 
 
 def job_table(device: DeviceConfig, given: Path | None, folder: Path) -> bytes | None:
@@ -65,8 +57,8 @@ def job_table(device: DeviceConfig, given: Path | None, folder: Path) -> bytes |
         InputError: the table breaks a rule or does not fit the job, or none can be made.
     """
     if given is not None:
-        _check_fit(given, load_table(given), device, omit="--rank-table")
-        found = check(given)
+        _check_fit(given, tables.load_table(given), device, omit="--rank-table")
+        found = tables.check(given)
     elif device.target == "Ascend":
         found = make_table(device, folder)
     else:
@@ -85,7 +77,7 @@ def check_inventory(cluster: Path, device: DeviceConfig) -> None:
     """
     table = load_cluster(cluster).table()
     _check_fit(cluster, table, device, omit="cluster")
-    table_warnings(table, Path("rank_table.json"), cluster)
+    tables.table_warnings(table, Path("rank_table.json"), cluster)
 
 
 def _check_fit(where: Path, table: RankTable, device: DeviceConfig, *, omit: str) -> None:
@@ -108,6 +100,6 @@ def _check_fit(where: Path, table: RankTable, device: DeviceConfig, *, omit: str
 def _own_server_id() -> str:
     """Return the address of this server, or its name: a table of one server needs no address (rule 5)."""
     try:
-        return host_address()
+        return tables.host_address()
     except InputError:
         return socket.gethostname()

@@ -119,7 +119,7 @@ def parse_table(content: dict[str, Any]) -> tuple[RankTable, list[Violation]]:
             where = ".".join(str(part) for part in fault["loc"])
             violations.append(Violation(2, where, fault["msg"], repr(fault["input"]), "correct the layout", INVALID))
         return RankTable(), violations
-    for rule in (_version, _servers, _devices, _ranks, _addresses, _counts, _rings, _rank_order):
+    for rule in (_version, _servers, _devices, _ranks, _addresses, _shape, _rank_order):
         violations += rule(table)
     return table, violations
 
@@ -245,36 +245,29 @@ def _addresses(table: RankTable) -> Iterator[Violation]:
         yield Violation(8, "device_ip", "addresses of NPUs", "loopback addresses only", todo, enforced=False)
 
 
-def _counts(table: RankTable) -> Iterator[Violation]:
-    """Rule 9: numbers of devices. They follow from the wiring of a 910A server, so a job on CPUs is exempt."""
+def _shape(table: RankTable) -> Iterator[Violation]:
+    """Rule 9. It follows from the wiring of a 910A server, so a job on CPUs is exempt."""
     if table.is_local:
         return
-    if len({len(server.device) for server in table.server_list}) > 1:
-        found = ", ".join(f"{len(server.device)} on {label}" for label, server in _labelled_servers(table))
+    servers = [(label, server.device) for label, server in _labelled_servers(table)]
+    if len({len(devices) for _, devices in servers}) > 1:
+        found = ", ".join(f"{len(devices)} on {label}" for label, devices in servers)
         todo = "use the same --device-num on every server"
         yield Violation(9, "server_list", "the same number of devices on every server", found, todo, INVALID)
-    for label, server in _labelled_servers(table):
-        count = len(server.device)
-        if count not in (0, 1, 2, 4, 8):
-            yield Violation(9, label, "1, 2, 4 or 8 devices", str(count), "choose another --device-num", INVALID)
     if table.ranks % 8 and table.ranks not in (1, 2, 4):
         found, todo = str(table.ranks), "choose other numbers of servers or devices"
         yield Violation(9, "server_list", "1, 2, 4 or a multiple of 8 devices in total", found, todo, INVALID)
-
-
-def _rings(table: RankTable) -> Iterator[Violation]:
-    """Rule 9: sets of devices."""
-    if table.is_local:
-        return
-    for label, server in _labelled_servers(table):
-        numbers = [_number(device.device_id) for device in server.device]
-        devices = {number for number in numbers if number is not None}
-        if len(devices) not in (2, 4) or not devices <= set(range(8)):
+    for label, devices in servers:
+        if len(devices) not in (0, 1, 2, 4, 8):
+            found, todo = str(len(devices)), "choose another --device-num"
+            yield Violation(9, label, "1, 2, 4 or 8 devices", found, todo, INVALID)
+        numbers = sorted({n for device in devices if (n := _number(device.device_id)) is not None and n < 8})
+        if len(numbers) != len(devices) or len(numbers) not in (2, 4):
             continue
-        found = ", ".join(str(number) for number in sorted(devices))
-        if len(devices) == 4 and "".join(str(number) for number in sorted(devices)) not in SETS_OF_FOUR:
+        found = ", ".join(map(str, numbers))
+        if len(numbers) == 4 and "".join(map(str, numbers)) not in SETS_OF_FOUR:
             yield Violation(9, label, "a set of four devices that HCCL accepts", found, "use 0-3 or 4-7", INVALID)
-        elif not any(devices <= ring for ring in RINGS):
+        elif not any(ring.issuperset(numbers) for ring in RINGS):
             todo = "collectives of part of a server are documented only within a ring"
             yield Violation(9, label, "devices of one ring, 0-3 or 4-7", found, todo, enforced=False)
 
