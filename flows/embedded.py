@@ -20,7 +20,7 @@ from pathlib import Path
 from datasets.base.errors import InputError
 from flows.job import prepare
 from flows.processes import healthy, own_environment, start
-from mae.launch.ranks import RanksFailed
+from mae.launch import RanksFailed
 
 LINE = "%(asctime)s  %(message)s"
 SETTINGS = {

@@ -12,7 +12,7 @@ import tasks.history
 from datasets.base.errors import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
-from mae.launch.ranks import RanksFailed
+from mae.launch import RanksFailed
 from mae.runs import Run, model_file
 
 logger = logging.getLogger(__name__)

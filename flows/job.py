@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 
 from datasets.base.errors import InputError
-from mae.config.load import load_config
-from mae.config.sections import Config
-from mae.device.context import check_target
+from mae.config import Config, load_config
+from mae.device import check_target
 
 # What each stage needs before it. A data root of one's own takes the place of sample-data.
 NEEDS: dict[str, tuple[str, ...]] = {

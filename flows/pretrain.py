@@ -35,8 +35,9 @@ from flows import stages as run
 from flows.job import REAL_JOB, prepare
 from flows.runners import spread
 from flows.stages import finished, workspace_path
+from mae.cluster import check_inventory
 from mae.config.sections import Config
-from mae.launch.ranks import reap
+from mae.launch import reap
 from mae.runs.run import Run
 from mae.train import check_data
 
@@ -84,6 +85,8 @@ def mae_pretrain(
         stages: names of stages; none runs all.
     """
     job, wanted = prepare(config, overrides, data_root, stages)
+    if cluster is not None and "pretrain" in wanted:
+        check_inventory(Path(cluster), job.device)
     workspace = workspace_path()
     logger.info("%s into %s: %s", config, workspace, ", ".join(wanted))
     chain = Chain()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.base.errors import InputError
-from mae.launch.process_tree import started, with_variable
+from mae.launch import started, with_variable
 
 STARTUP_SECONDS = 120  # a first start writes the database's schema: about 8 s on two quiet cores
 GRACE_SECONDS = 20

@@ -1,4 +1,4 @@
-"""mae-rank-table: the table of an inventory's servers, or of this server."""
+"""mae-rank-table: write the rank table of the servers in an inventory, or of this server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tasks.rank_table
 from flows import stages as run
 from flows.job import REAL_JOB
 from flows.stages import finished, workspace_path
-from mae.cluster.rank_table import RankTableFile
-from mae.config.load import load_config
+from mae.cluster import RankTableFile
+from mae.config import load_config
 
 
 @flow(name="mae-rank-table")
@@ -20,7 +20,7 @@ def mae_rank_table(
     overrides: list[str] = [],  # noqa: B006 (the UI's form shows it; nothing changes it)
     cluster: str | None = None,
 ) -> RankTableFile:
-    """Make and check the rank table of a job; `cluster` names an inventory, none means this server's devices."""
+    """Make and check the rank table of a job. Without an inventory, `cluster`, it lists the devices of this server."""
     device = load_config(config, overrides).device
     inventory = Path(cluster) if cluster is not None else None
     return finished(run.rank_table, tasks.rank_table.intact, workspace_path(), device, inventory)

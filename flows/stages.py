@@ -33,7 +33,7 @@ from datasets.sample import SampleData
 from datasets.unpacking.unpack import Unpacked
 from datasets.validation.validate import Validation
 from flows.runners import results
-from mae.cluster.rank_table import RankTableFile
+from mae.cluster import RankTableFile
 from mae.config.sections import Config, DataConfig, DeviceConfig
 from mae.report.page import Report
 from mae.train import Training

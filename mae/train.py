@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Union
 
 from datasets.base.errors import InputError, no_room, room_for
-from datasets.base.files import StageResult
+from datasets.base.files import StageResult, atomic_write
 from datasets.batches.batches import steps_per_epoch
 from datasets.records.check import check_files
 from datasets.records.index import Records, check_labelled, load_index
+from mae.cluster.job_table import job_table
 from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target
 from mae.health.follow import Follower
@@ -65,7 +66,7 @@ def train(
     Args:
         config: `data.records` is a directory that `mae data shard` wrote.
         workspace: receives runs/<run>/.
-        rank_table: HCCL rank table for the ranks on Ascend; it is copied into the run.
+        rank_table: HCCL rank table of the job, copied into the run. None: on Ascend one is made for this server.
         resume: True: continue the newest run of this name, and fail if config or data changed. False: remove an earlier
             attempt of the same run first. None: continue the same run, or start a new one.
         start: start at this checkpoint of a run with another recipe (`mae.runs.fork`).
@@ -73,11 +74,12 @@ def train(
         console: a terminal that shows one line, updated in place, instead.
 
     Raises:
-        InputError: config, records and machine do not fit each other, or a file of the records is damaged.
+        InputError: config, records, rank table and machine do not fit each other, or a file of the records is damaged.
         RanksFailed: a rank died; the same call continues from the newest checkpoint.
     """
     config = _resolved(config)
     check_target(config.device)
+    table = job_table(config.device, rank_table, workspace / "rank_tables")
     run = Run.of(config, workspace)
     check_free(run.directory)
     if start is not None:
@@ -94,8 +96,8 @@ def train(
         return done
     run.write_config()
     write_data_facts(run)
-    if rank_table is not None:
-        shutil.copyfile(rank_table, run.directory / "rank_table.json")
+    if table is not None:
+        atomic_write(run.directory / "rank_table.json", table)
     (run.directory / "verdict.json").unlink(missing_ok=True)
     before = failures(run)
     try:

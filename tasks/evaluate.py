@@ -7,9 +7,9 @@ from pathlib import Path
 from datasets.base.files import StageResult
 from mae.config.protocols import protocols as known_protocols
 from mae.config.sections import Config, TrainingSection
-from mae.evaluation import Evaluation
-from mae.evaluation import evaluate as evaluate_checkpoint
-from mae.launch.ranks import RanksFailed
+from mae.evaluation.evaluate import Evaluation
+from mae.evaluation.evaluate import evaluate as evaluate_checkpoint
+from mae.launch import RanksFailed
 from tasks.stage import markdown, stage_task, table
 
 

@@ -1,4 +1,4 @@
-"""What only a server with NPUs can tell: the address of each NPU's network port."""
+"""The addresses of this server's NPU network ports, read from `hccn_tool` or from `/etc/hccn.conf`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from datasets.base.errors import InputError
 HCCN_TOOL_SECONDS = 30
 
 
-class _NoAnswerError(Exception):
-    pass
-
-
 def device_addresses(devices: list[int], hccn_conf: Path) -> tuple[dict[int, str], list[str]]:
-    """Ask hccn_tool for the address of each physical device, and read `hccn_conf` for those it does not know.
+    """Return the address of each physical device, as `hccn_tool` reports it.
+
+    `hccn_conf` is read only for devices for which `hccn_tool` reports no address.
 
     Returns:
-        the addresses, and one warning where `hccn_conf` had to be read.
+        the addresses by device number, and one warning if `hccn_conf` was used.
 
     Raises:
-        InputError: neither knows a device.
+        InputError: neither source has the address of a device.
     """
     addresses: dict[int, str] = {}
     reasons: dict[int, str] = {}
     for device in devices:
-        try:
-            addresses[device] = _ask_hccn_tool(device)
-        except _NoAnswerError as reason:
-            reasons[device] = str(reason)
+        address, reason = _ask_hccn_tool(device)
+        if address is not None:
+            addresses[device] = address
+        else:
+            reasons[device] = reason
     if not reasons:
         return addresses, []
     listed, found = _read_conf(hccn_conf)
@@ -42,7 +41,7 @@ def device_addresses(devices: list[int], hccn_conf: Path) -> tuple[dict[int, str
             f"device {_join(absent)} of this server",
             expected=f"an address from `hccn_tool -i {first} -ip -g` or a line address_{first}=IP in {hccn_conf}",
             found=f"{reasons[first]}, and {found}",
-            todo="check `npu-smi info` and --device-num, or name the right file with --hccn-conf",
+            todo="check `npu-smi info` and --device-num, or pass the right file with --hccn-conf",
         )
     addresses.update({device: listed[device] for device in reasons})
     why = "; ".join(dict.fromkeys(reasons.values()))
@@ -50,7 +49,7 @@ def device_addresses(devices: list[int], hccn_conf: Path) -> tuple[dict[int, str
 
 
 def _read_conf(hccn_conf: Path) -> tuple[dict[int, str], str]:
-    """The `address_N=IP` lines, and what to say of the file in an error."""
+    """Return the `address_N=IP` lines by N, and a description of the file for an error."""
     try:
         lines = re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)", hccn_conf.read_text(), flags=re.MULTILINE)
     except OSError as error:
@@ -59,20 +58,19 @@ def _read_conf(hccn_conf: Path) -> tuple[dict[int, str], str]:
     return listed, f"{hccn_conf} has addresses of device {_join(sorted(listed))}" if listed else f"{hccn_conf} has none"
 
 
-def _ask_hccn_tool(device: int) -> str:
-    """The address in the first line, `ipaddr:...`, of `hccn_tool -i N -ip -g`."""
+def _ask_hccn_tool(device: int) -> tuple[str | None, str]:
+    """Return the address in the first line, `ipaddr:...`, of `hccn_tool -i N -ip -g`; or None and the reason."""
     command = ["hccn_tool", "-i", str(device), "-ip", "-g"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=HCCN_TOOL_SECONDS, check=False)
     except OSError as error:
-        raise _NoAnswerError(f"hccn_tool cannot be run ({error.strerror})") from None
+        return None, f"hccn_tool cannot be run ({error.strerror})"
     except subprocess.TimeoutExpired:
-        raise _NoAnswerError(f"hccn_tool gave no answer in {HCCN_TOOL_SECONDS} s") from None
-    match = re.match(r"ipaddr:\s*(\S+)", answer.stdout)
-    if match is None:
-        said = (answer.stdout.strip() or answer.stderr.strip() or "nothing").splitlines()[0]
-        raise _NoAnswerError(f"hccn_tool said {said!r} (exit code {answer.returncode})")
-    return match[1]
+        return None, f"hccn_tool gave no answer in {HCCN_TOOL_SECONDS} s"
+    if match := re.match(r"ipaddr:\s*(\S+)", answer.stdout):
+        return match[1], ""
+    printed = (answer.stdout.strip() or answer.stderr.strip() or "nothing").splitlines()[0]
+    return None, f"hccn_tool printed {printed!r} (exit code {answer.returncode})"
 
 
 def _join(devices: Iterable[int]) -> str:

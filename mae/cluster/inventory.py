@@ -1,6 +1,6 @@
-"""The cluster inventory: which servers train together, and the rank table they make.
+"""The cluster inventory: a YAML file that lists the servers of a training job.
 
-configs/cluster_example.yaml shows the file.
+configs/cluster_example.yaml is an example.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
-from mae.cluster.rank_table import RankTableFile, check, make_server, merge_tables, read_table, write_table
+from mae.cluster.rank_table import load_table, make_server, merge_tables
 from mae.cluster.rank_table_rules import RankTable
 
 EXAMPLE = "see configs/cluster_example.yaml"
 
 
 class ClusterServer(BaseModel):
-    """One server: its NPUs' addresses, or the table that `mae rank-table generate` wrote on it."""
+    """One server, with the addresses of its NPUs or the table that `mae rank-table generate` wrote on it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    server_id: str = Field(min_length=1, description="the address that the other servers reach it under")
+    server_id: str = Field(min_length=1, description="address by which the other servers reach this one")
     device_ips: Optional[list[str]] = Field(None, min_length=1, description="addresses of device 0, 1, ...")
     rank_table: Optional[Path] = Field(None, description="this server's own table, relative to the inventory")
 
@@ -35,9 +35,26 @@ class ClusterServer(BaseModel):
             raise ValueError("either device_ips or rank_table")
         return self
 
+    def table(self) -> RankTable:
+        """Return the rank table of this server alone.
+
+        Raises:
+            InputError: the file of the table breaks a rule, or is the table of another server.
+        """
+        if self.device_ips is not None:
+            return RankTable(server_list=[make_server(self.server_id, dict(enumerate(self.device_ips)))])
+        assert self.rank_table is not None  # _one_source
+        table = load_table(self.rank_table)
+        found = [server.server_id for server in table.server_list]
+        if found != [self.server_id]:
+            expected = f"the table of server {self.server_id} alone"
+            todo = "name the table that was generated on this server, or correct its server_id"
+            raise InputError(self.rank_table, expected=expected, found=", ".join(found), todo=todo)
+        return table
+
 
 class Cluster(BaseModel):
-    """The servers of one training job, in any order: the rank table has its own."""
+    """The servers of one training job. Their order has no meaning: the rank table sorts them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,12 +64,20 @@ class Cluster(BaseModel):
     def _each_once(self) -> Cluster:
         twice = [name for name, count in Counter(server.server_id for server in self.servers).items() if count > 1]
         if twice:
-            raise ValueError(f"each server_id once, but {', '.join(twice)} stands there again")
+            raise ValueError(f"each server_id once, but {', '.join(twice)} is repeated")
         return self
+
+    def table(self) -> RankTable:
+        """Return the rank table of all servers. Its rules are not checked yet.
+
+        Raises:
+            InputError: the table of a server breaks a rule, or belongs to another server.
+        """
+        return merge_tables([(f"server {server.server_id}", server.table()) for server in self.servers])
 
 
 def load_cluster(path: PathLike) -> Cluster:
-    """Read an inventory; the result's `rank_table` paths no longer depend on where the inventory is.
+    """Read an inventory. Relative `rank_table` paths are resolved against its folder.
 
     Raises:
         InputError: the file is missing or no YAML mapping; or one line for each key that is unknown, missing or wrong.
@@ -71,8 +96,9 @@ def load_cluster(path: PathLike) -> Cluster:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc'])) or 'inventory'}: {fault['msg']}" for fault in error.errors()]
         expected = "servers, each with a server_id and either device_ips or rank_table"
+        found = "1 wrong entry" if len(faults) == 1 else f"{len(faults)} wrong entries"
         todo = "\n  ".join([f"{EXAMPLE} and correct:", *faults])
-        raise InputError(path, expected=expected, found=f"{len(faults)} at fault", todo=todo) from None
+        raise InputError(path, expected=expected, found=found, todo=todo) from None
     servers = [
         server.model_copy(update={"rank_table": path.parent / server.rank_table}) if server.rank_table else server
         for server in cluster.servers
@@ -80,42 +106,17 @@ def load_cluster(path: PathLike) -> Cluster:
     return Cluster(servers=servers)
 
 
-def cluster_table(cluster: Cluster, out: PathLike) -> RankTableFile:
-    """Make or read each server's table, merge them by the rules of `rank_table.merge`, check and write the result.
-
-    Raises:
-        InputError: a server's table or the merged one breaks a rule, or a table is not that of the server naming it.
-    """
-    return write_table(merge_tables([_own_table(server) for server in cluster.servers]), out)
-
-
 def count_servers(path: PathLike, devices: int) -> int:
-    """How many servers an inventory has.
+    """Return the number of servers in an inventory.
 
     Raises:
-        InputError: the inventory is at fault, or not each of them has so many devices.
+        InputError: the inventory is wrong, or a server does not have `devices` NPUs.
     """
     servers = load_cluster(path).servers
-    counts = {server.server_id: _own_table(server)[1].ranks for server in servers}
+    counts = {server.server_id: server.table().ranks for server in servers}
     other = [f"{count} on {name}" for name, count in counts.items() if count != devices]
     if other:
-        expected, todo = f"{devices} NPUs on each server, as device.ranks says", "set device.ranks, or correct it"
+        expected = f"{devices} NPUs on each server, because device.ranks is {devices}"
+        todo = "set device.ranks, or correct the inventory"
         raise InputError(path, expected=expected, found=", ".join(other), todo=todo)
     return len(servers)
-
-
-def _own_table(server: ClusterServer) -> tuple[str, RankTable]:
-    if server.device_ips is not None:
-        made = make_server(server.server_id, dict(enumerate(server.device_ips)))
-        return f"server {server.server_id}", RankTable(server_list=[made])
-    path = server.rank_table
-    assert path is not None  # ClusterServer has one of the two
-    check(path)
-    table, _ = read_table(path)
-    held = [entry.server_id for entry in table.server_list]
-    if held != [server.server_id]:
-        todo = "name the table that was generated on this server, or correct its server_id"
-        raise InputError(
-            path, expected=f"the table of server {server.server_id} alone", found=", ".join(held), todo=todo
-        )
-    return str(path), table

@@ -1,22 +1,24 @@
-"""The version "1.0" rank table that HCCL reads on Ascend 910A servers: its types and its rules.
+"""Types and rules of the version "1.0" rank table that HCCL reads on Ascend 910A servers.
 
 Sources: the open HCCL parser (rules 1 to 9, enforced), the CANN documentation (10), the MindSpore documentation (11).
 
-1. version is "1.0"; absent means the legacy group_list layout, "1.1" heterogeneous, "1.2" super-pods (A3 only).
+1. version is "1.0". Without a version HCCL reads the legacy group_list layout; "1.1" is for heterogeneous clusters,
+   "1.2" for super-pods (A3 only).
 2. The file exists, its name ends in .json, it has at most 40 MB of valid JSON, and every scalar is a JSON string.
-3. status is "completed": on anything else HCCL polls the file for 30 minutes before it gives up.
-4. server_list is not empty; server_count may be absent, but equals its length where it is given.
-5. server_id: 1 to 64 characters, unique. It need not be an address.
-6. Each server has devices; device_id is 0 to 7, unique within the server.
+3. status is "completed". With any other status HCCL polls the file for 30 minutes, then fails.
+4. server_list is not empty. server_count is optional; if present it is the length of server_list.
+5. server_id has 1 to 64 characters and is unique. It need not be an address.
+6. Each server has devices. device_id is 0 to 7, unique within the server.
 7. The rank_ids are exactly 0 to N-1.
-8. device_ip: a valid address, unique in the whole table, one IP family; mandatory with more than one server.
-9. The same number of devices on every server, 1, 2, 4 or 8; in total a multiple of 8, or 1, 2 or 4. HCCL takes only
-   some sets of four devices; documented collectives stay within one ring (0-3, 4-7).
+8. device_ip is a valid address, unique in the whole table. All are of one IP family. With more than one server they
+   are mandatory.
+9. Every server has the same number of devices: 1, 2, 4 or 8. The total is a multiple of 8, or 1, 2 or 4. HCCL accepts
+   only some sets of four devices; documented collectives stay within one ring (0-3, 4-7).
 10. The ranks of a server are contiguous and follow its device_ids.
 11. Ranks follow the string order of server_id ("10.0.0.10" comes before "10.0.0.9").
-12. At launch RANK_ID and the local device must match the table. A file cannot show this, so it is not checked here.
+12. At launch RANK_ID and the local device must match the table. The file cannot show this, so it is not checked here.
 
-HCCL does not enforce 10, 11 and the rings of 9: breaking them is a warning, and an error only under `strict`.
+HCCL does not enforce 10, 11 and the rings of 9. Breaking them is a warning, or an error with `strict`.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ MAX_SERVER_ID = 64
 RINGS = ({0, 1, 2, 3}, {4, 5, 6, 7})
 SETS_OF_FOUR = ("0123", "4567", "0145", "0246", "0347", "1256", "1357", "2367")
 
-# What HCCL reports; newer CANN releases split the second and third off from EI0004.
+# HCCL's error codes. Newer CANN releases report the second and third separately from EI0004.
 INVALID = "EI0004"
 BAD_VALUE = "EI0014, older CANN EI0004"
 MISSING = "EI0017, older CANN EI0004"
 
 
 class Device(BaseModel):
-    """One NPU. Absent fields read as empty, so that one check can report every fault of a table."""
+    """One NPU. Missing fields are read as empty strings, so that one check can report every fault of a table."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -52,7 +54,7 @@ class Device(BaseModel):
 
 
 class Server(BaseModel):
-    """One server. `host_nic_ip` is ignored by HCCL and kept because every tool writes it."""
+    """One server. HCCL ignores `host_nic_ip`; it is here because every tool writes it."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -62,7 +64,7 @@ class Server(BaseModel):
 
 
 class RankTable(BaseModel):
-    """A whole table; keys that HCCL does not read are kept."""
+    """A whole table. Keys that HCCL does not read are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -77,14 +79,14 @@ class RankTable(BaseModel):
 
     @property
     def is_local(self) -> bool:
-        """One server whose devices have loopback addresses: the ranks of a CPU run, which no NPU could use."""
+        """Whether this is the table of a job on CPUs: one server, whose devices all have loopback addresses."""
         devices = [device for server in self.server_list for device in server.device]
         return len(self.server_list) == 1 and bool(devices) and all(_is_loopback(d.device_ip) for d in devices)
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One broken rule: what, where, and what to do. `code` is HCCL's own; not `enforced` means a warning."""
+    """One broken rule. `code` is the error that HCCL reports; `enforced` is False if HCCL accepts the table."""
 
     rule: int
     where: str
@@ -100,7 +102,7 @@ class Violation:
 
 
 def parse_table(content: dict[str, Any]) -> tuple[RankTable, list[Violation]]:
-    """Type a table's JSON content and apply rules 1 to 11."""
+    """Return a table from its JSON content, and its violations of rules 1 to 11."""
     violations: list[Violation] = []
     content = _as_strings(content, "", violations)
     if "version" not in content:
@@ -108,7 +110,7 @@ def parse_table(content: dict[str, Any]) -> tuple[RankTable, list[Violation]]:
         todo = "generate a version 1.0 table on each server (`mae rank-table generate`) and merge them"
         violations.append(Violation(1, "version", '"1.0"', layout, todo, INVALID))
     violations += _status(content.get("status", ""))
-    if "group_list" in content:  # nothing else of it is comparable
+    if "group_list" in content:  # the other rules do not apply to this layout
         return RankTable(), violations
     try:
         table = RankTable.model_validate(content)
@@ -117,13 +119,13 @@ def parse_table(content: dict[str, Any]) -> tuple[RankTable, list[Violation]]:
             where = ".".join(str(part) for part in fault["loc"])
             violations.append(Violation(2, where, fault["msg"], repr(fault["input"]), "correct the layout", INVALID))
         return RankTable(), violations
-    for rule in (_version, _servers, _devices, _ranks, _addresses, _counts, _rings, _rank_order):
+    for rule in (_version, _servers, _devices, _ranks, _addresses, _shape, _rank_order):
         violations += rule(table)
     return table, violations
 
 
 def _as_strings(value: Any, where: str, violations: list[Violation]) -> Any:
-    """Rule 2: note each scalar that is no string, and read on as if it were one."""
+    """Rule 2: add a violation for each scalar that is no string, and return the value with strings in their place."""
     if isinstance(value, dict):
         return {key: _as_strings(item, f"{where}.{key}".lstrip("."), violations) for key, item in value.items()}
     if isinstance(value, list):
@@ -136,14 +138,13 @@ def _as_strings(value: Any, where: str, violations: list[Violation]) -> Any:
 
 
 def _status(status: Any) -> Iterator[Violation]:
+    if status == "completed":
+        return
+    found, todo = f'"{status}"' if status else "none", "HCCL would poll for 30 minutes; generate the table again"
     if status == "initializing":
+        found += ": the table is not filled in yet"
         todo = "wait until the platform that writes it has finished, then copy it again"
-        yield Violation(
-            3, "status", '"completed"', '"initializing": the table is not filled in yet', todo, "HCCL_E_TIMEOUT"
-        )
-    elif status != "completed":
-        todo = "HCCL would poll for 30 minutes; generate the table again"
-        yield Violation(3, "status", '"completed"', f'"{status}"' if status else "none", todo, "HCCL_E_TIMEOUT")
+    yield Violation(3, "status", '"completed"', found, todo, "HCCL_E_TIMEOUT")
 
 
 def _version(table: RankTable) -> Iterator[Violation]:
@@ -161,16 +162,15 @@ def _servers(table: RankTable) -> Iterator[Violation]:
     if not servers:
         yield Violation(4, "server_list", "at least one server", "none", "merge the servers' own tables", MISSING)
     if table.server_count is not None and table.server_count != str(len(servers)):
-        found = f'"{table.server_count}" beside {len(servers)} servers'
+        found = f'"{table.server_count}", but there are {len(servers)} servers'
         yield Violation(4, "server_count", "the length of server_list", found, "correct it or remove it", BAD_VALUE)
-    for label, server in zip(_labels(table), servers):
+    for label, server in _labelled_servers(table):
         if not server.server_id:
             yield Violation(5, label, "a server_id", "none", "give the server's address", MISSING)
         elif len(server.server_id) > MAX_SERVER_ID:
             found = f"{len(server.server_id)} characters"
-            yield Violation(
-                5, label, f"a server_id of at most {MAX_SERVER_ID} characters", found, "shorten it", BAD_VALUE
-            )
+            wanted = f"a server_id of at most {MAX_SERVER_ID} characters"
+            yield Violation(5, label, wanted, found, "shorten it", BAD_VALUE)
     for server_id, count in Counter(server.server_id for server in servers if server.server_id).items():
         if count > 1:
             found = f'"{server_id}" {count} times'
@@ -179,7 +179,7 @@ def _servers(table: RankTable) -> Iterator[Violation]:
 
 
 def _devices(table: RankTable) -> Iterator[Violation]:
-    """Rule 6. A CPU run's ranks may be more than eight."""
+    """Rule 6. A job on CPUs may have more than eight ranks."""
     for label, device in _labelled_devices(table):
         number = _number(device.device_id)
         if not device.device_id:
@@ -187,7 +187,7 @@ def _devices(table: RankTable) -> Iterator[Violation]:
         elif number is None or (number > 7 and not table.is_local):
             found = f'"{device.device_id}"'
             yield Violation(6, label, "device_id 0 to 7", found, "a 910A server has eight NPUs", BAD_VALUE)
-    for label, server in zip(_labels(table), table.server_list):
+    for label, server in _labelled_servers(table):
         if not server.device:
             yield Violation(6, label, "at least one device", "none", "generate this server's table again", MISSING)
         for number, count in Counter(_number(device.device_id) for device in server.device).items():
@@ -216,7 +216,7 @@ def _ranks(table: RankTable) -> Iterator[Violation]:
 
 
 def _addresses(table: RankTable) -> Iterator[Violation]:
-    """Rule 8. An absent address in a one-server table is a warning: only the 910A documents ask for it there."""
+    """Rule 8. In a table of one server a missing address is a warning: only the 910A documents require it."""
     todo = "every NPU needs its own address (see `hccn_tool -i N -ip -g`)"
     owners: dict[Any, str] = {}
     families: dict[int, str] = {}
@@ -241,52 +241,45 @@ def _addresses(table: RankTable) -> Iterator[Violation]:
         found = f"IPv4 (first: {families[4]}) and IPv6 (first: {families[6]})"
         yield Violation(8, "device_ip", "one IP family in the whole table", found, "give all NPUs the same", BAD_VALUE)
     if table.is_local:
-        todo = "fine for a CPU run; not for launch on Ascend"
+        todo = "right for a job on CPUs, not for launch on Ascend"
         yield Violation(8, "device_ip", "addresses of NPUs", "loopback addresses only", todo, enforced=False)
 
 
-def _counts(table: RankTable) -> Iterator[Violation]:
-    """Rule 9: numbers of devices. They are a matter of the 910A's wiring, so a CPU run's table is free of them."""
+def _shape(table: RankTable) -> Iterator[Violation]:
+    """Rule 9. It follows from the wiring of a 910A server, so a job on CPUs is exempt."""
     if table.is_local:
         return
-    counts = [len(server.device) for server in table.server_list]
-    if len(set(counts)) > 1:
-        found = ", ".join(f"{count} on {label}" for label, count in zip(_labels(table), counts))
+    servers = [(label, server.device) for label, server in _labelled_servers(table)]
+    if len({len(devices) for _, devices in servers}) > 1:
+        found = ", ".join(f"{len(devices)} on {label}" for label, devices in servers)
         todo = "use the same --device-num on every server"
         yield Violation(9, "server_list", "the same number of devices on every server", found, todo, INVALID)
-    for label, count in zip(_labels(table), counts):
-        if count not in (0, 1, 2, 4, 8):
-            yield Violation(9, label, "1, 2, 4 or 8 devices", str(count), "choose another --device-num", INVALID)
     if table.ranks % 8 and table.ranks not in (1, 2, 4):
         found, todo = str(table.ranks), "choose other numbers of servers or devices"
         yield Violation(9, "server_list", "1, 2, 4 or a multiple of 8 devices in total", found, todo, INVALID)
-
-
-def _rings(table: RankTable) -> Iterator[Violation]:
-    """Rule 9: which devices go together."""
-    if table.is_local:
-        return
-    for label, server in zip(_labels(table), table.server_list):
-        numbers = [_number(device.device_id) for device in server.device]
-        devices = {number for number in numbers if number is not None}
-        if len(devices) not in (2, 4) or not devices <= set(range(8)):
+    for label, devices in servers:
+        if len(devices) not in (0, 1, 2, 4, 8):
+            found, todo = str(len(devices)), "choose another --device-num"
+            yield Violation(9, label, "1, 2, 4 or 8 devices", found, todo, INVALID)
+        numbers = sorted({n for device in devices if (n := _number(device.device_id)) is not None and n < 8})
+        if len(numbers) != len(devices) or len(numbers) not in (2, 4):
             continue
-        found = ", ".join(str(number) for number in sorted(devices))
-        if len(devices) == 4 and "".join(str(number) for number in sorted(devices)) not in SETS_OF_FOUR:
-            yield Violation(9, label, "a set of four devices that HCCL takes", found, "use 0-3 or 4-7", INVALID)
-        elif not any(devices <= ring for ring in RINGS):
-            todo = "collectives of part of a server are documented within a ring only"
+        found = ", ".join(map(str, numbers))
+        if len(numbers) == 4 and "".join(map(str, numbers)) not in SETS_OF_FOUR:
+            yield Violation(9, label, "a set of four devices that HCCL accepts", found, "use 0-3 or 4-7", INVALID)
+        elif not any(ring.issuperset(numbers) for ring in RINGS):
+            todo = "collectives of part of a server are documented only within a ring"
             yield Violation(9, label, "devices of one ring, 0-3 or 4-7", found, todo, enforced=False)
 
 
 def _rank_order(table: RankTable) -> Iterator[Violation]:
     """Rules 10 and 11."""
     first_ranks: list[tuple[int, str]] = []
-    for label, server in zip(_labels(table), table.server_list):
+    for label, server in _labelled_servers(table):
         pairs = [(_number(device.rank_id), _number(device.device_id)) for device in server.device]
         placed = sorted((rank, device) for rank, device in pairs if rank is not None and device is not None)
         if not placed or len(placed) < len(pairs):
-            continue  # rules 6 and 7 report it
+            continue  # rules 6 and 7 report this
         ranks, devices = [rank for rank, _ in placed], [device for _, device in placed]
         first_ranks.append((ranks[0], server.server_id))
         if ranks[-1] - ranks[0] != len(ranks) - 1:
@@ -303,17 +296,16 @@ def _rank_order(table: RankTable) -> Iterator[Violation]:
         yield Violation(11, "server_list", wanted, ", ".join(order), todo, enforced=False)
 
 
-def _labels(table: RankTable) -> list[str]:
-    """How errors name each server: by its server_id, or by its place where that does not tell it apart."""
+def _labelled_servers(table: RankTable) -> Iterator[tuple[str, Server]]:
+    """Yield each server with its name in errors: its server_id, or its position if that is missing or repeated."""
     times = Counter(server.server_id for server in table.server_list)
-    return [
-        f"server {server.server_id}" if server.server_id and times[server.server_id] == 1 else f"server_list[{index}]"
-        for index, server in enumerate(table.server_list)
-    ]
+    for index, server in enumerate(table.server_list):
+        unique = server.server_id and times[server.server_id] == 1
+        yield f"server {server.server_id}" if unique else f"server_list[{index}]", server
 
 
 def _labelled_devices(table: RankTable) -> Iterator[tuple[str, Device]]:
-    for label, server in zip(_labels(table), table.server_list):
+    for label, server in _labelled_servers(table):
         for index, device in enumerate(server.device):
             yield f"{label} device {device.device_id or f'at place {index}'}", device
 

@@ -1,4 +1,4 @@
-"""Everything that differs between devices and MindSpore releases: target, threads, ranks, collectives."""
+"""Every call that differs between devices or MindSpore releases: target, threads, ranks, collectives."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.base.errors import InputError
-from mae.config.sections import DEMO_CONFIG, ComputeConfig, DeviceConfig
+from mae.config.sections import ComputeConfig, DeviceConfig
 from mae.device.shared_mean import SharedMean
-from mae.launch.process_tree import LAUNCH_DIR
 
 if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_COMPUTE = ComputeConfig()
-ASCEND_DEVICES = "/dev"  # one character device davinci<N> per NPU, made by the driver
+ASCEND_DEVICES = "/dev"  # the driver makes one character device davinci<N> per NPU here
+LAUNCH_DIR = "MAE_LAUNCH_DIR"  # set by the launcher, like RANK_ID: a folder that the ranks of this launch share
 
 
 def check_target(config: DeviceConfig) -> None:
-    """Refuse a job for devices that this machine does not have, before anything is spent on it.
+    """Refuse a job for NPUs that this machine does not have, before anything is spent on it.
 
-    Looks for the driver's device files only, so it needs no MindSpore.
+    This reads only the names of the driver's device files, so it needs no MindSpore.
 
     Raises:
-        InputError: the target is Ascend and fewer NPUs are here than the job has ranks.
+        InputError: the target is Ascend and this machine has fewer NPUs than the job has ranks.
     """
     if config.target != "Ascend":
         return
@@ -35,21 +35,21 @@ def check_target(config: DeviceConfig) -> None:
             "device.target: Ascend",
             expected=f"{config.ranks} Ascend NPUs ({ASCEND_DEVICES}/davinci<N>)",
             found=f"{found} on this machine",
-            todo=f"run on a 910A server with its driver loaded, or try {DEMO_CONFIG}, which runs on any CPU",
+            todo="run on a 910A server with its driver loaded, or try configs/demo.yaml, which runs on any CPU",
         )
 
 
 def seed_initialisers(seed: int) -> None:
-    """Make the parameters of the next model a function of `seed`."""
+    """Seed the random numbers that initialise the parameters of the next model."""
     import mindspore as ms
     import numpy as np
 
     ms.set_seed(seed)
-    np.random.seed(seed)  # MindSpore's initialisers draw from NumPy too
+    np.random.seed(seed)  # MindSpore's initialisers also draw from NumPy
 
 
 def compute_dtype(compute: ComputeConfig) -> Any:
-    """MindSpore's type of matrix products on this process's device."""
+    """Return MindSpore's type for matrix products on this process's device."""
     import mindspore as ms
 
     name = compute.dtype or ("float16" if ms.get_context("device_target") == "Ascend" else "float32")
@@ -57,29 +57,26 @@ def compute_dtype(compute: ComputeConfig) -> Any:
 
 
 def precision_mode(compute: ComputeConfig) -> str:
-    """What Ascend's compiler may do to types: its default differs by product and release.
+    """Return the precision mode of Ascend's compiler, whose default differs by product and release.
 
-    `allow_fp32_to_fp16`, a 910A's own, makes products of float32 matrices float16 ones, as the model's are anyway, and
-    keeps vector operators in float32 unless there is no such kernel. A config with float32 products gets them: there
-    `must_keep_origin_dtype` (MindSpore's device_context.ascend.op_precision.precision_mode).
+    `allow_fp32_to_fp16`, the default of a 910A, computes products of float32 matrices in float16, which is the type of
+    the model's products anyway. It keeps vector operators in float32 if there is such a kernel. A config that asks for
+    float32 products gets `must_keep_origin_dtype`, which keeps all types.
+    (MindSpore documentation: device_context.ascend.op_precision.precision_mode.)
     """
     return "must_keep_origin_dtype" if compute.float32_products else "allow_fp32_to_fp16"
 
 
 def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:
-    """Prepare this process for graph-mode work on `target` and join the other ranks.
-
-    Returns:
-        this process's rank.
-    """
+    """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank."""
     import mindspore as ms
     from mindspore import communication
 
-    os.environ.pop("MS_COMPILER_CACHE_ENABLE", None)  # a graph out of that cache has other losses, from step 1 on
+    os.environ.pop("MS_COMPILER_CACHE_ENABLE", None)  # a cached graph computes other losses from step 1 on
     ms.set_context(mode=ms.GRAPH_MODE, device_target=target)
     if target == "CPU":
-        # Kernels of one graph run one after the other, and each rank on cores of its own: MindSpore's threads wait by
-        # spinning, and side by side they take the cores from those that compute (tests/benchmarks/bench_step.py).
+        # Run the kernels of a graph one after the other, and each rank on its own cores. MindSpore's threads spin while
+        # they wait, so on shared cores they slow down the threads that compute (tests/benchmarks/bench_step.py).
         cores = sorted(os.sched_getaffinity(0))
         if 1 < ranks <= len(cores):
             cores = cores[int(os.environ["RANK_ID"]) :: ranks]
@@ -96,10 +93,10 @@ def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) 
 
 
 def all_mean(number: int) -> Any:
-    """What averages a flat float32 tensor over all ranks of a job that `setup` has joined, in a graph.
+    """Return a graph operator that averages a flat float32 tensor (n,) over all ranks. Call `setup` first.
 
     Args:
-        number: of the operator in its graph; all ranks run theirs in the same order.
+        number: position of the operator in its graph. All ranks must run their operators in the same order.
     """
     import mindspore as ms
     from mindspore import ops
@@ -115,7 +112,7 @@ def all_mean(number: int) -> Any:
 
 
 def collective_mean() -> Any:
-    """`all_mean` by the device's own all-reduce: HCCL's on Ascend."""
+    """Return the same operator as `all_mean`, built on MindSpore's own all-reduce (HCCL's on Ascend)."""
     from mindspore import communication, ops
 
     all_reduce, ranks = ops.AllReduce(), communication.get_group_size()
@@ -127,11 +124,11 @@ def collective_mean() -> Any:
 
 
 def float_status() -> tuple[Any, Any] | None:
-    """The operators that clear and read the device's flags of floating-point faults; None where numbers tell of them.
+    """Return the operators that clear and read the overflow flags; None on devices that compute inf and NaN.
 
-    A 910A saturates: what overflows becomes the largest number, and what is no number 0 (CANN's aclrtFloatOverflowMode
-    has no other mode for it). Both operators map (8,) int32 to (8,) int32, the status, in which 0 means no fault; what
-    they are given only puts them in order (MindSpore's NPUGetFloatStatusV2).
+    A 910A saturates: an overflow gives the largest number and an invalid operation gives 0. CANN's
+    aclrtFloatOverflowMode has no other mode for it. Both operators map (8,) int32 to (8,) int32, the status, in which 0
+    means no fault. Their input only fixes the order of execution (MindSpore's NPUGetFloatStatusV2).
     """
     import mindspore as ms
 
@@ -143,9 +140,9 @@ def float_status() -> tuple[Any, Any] | None:
 
 
 def waited_for_ranks() -> float | None:
-    """Seconds that this process has waited for other ranks; None on Ascend, where that lies within calls of the device.
+    """Return the seconds that this rank has waited for other ranks; None on Ascend, where the device waits.
 
-    Of a job of several ranks that `setup` has joined.
+    For a job of several ranks, after `setup`.
     """
     import mindspore as ms
 

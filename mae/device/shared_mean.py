@@ -1,6 +1,6 @@
-"""Means over the ranks of one machine, through memory that they share: the CPU's all-reduce.
+"""Averages vectors over the ranks of one machine through shared memory: the all-reduce of a job on CPUs.
 
-MindSpore's own sends through the network stack and takes several times as long. Between NPUs HCCL sums, not this.
+MindSpore's own all-reduce goes through the network stack and takes several times as long. NPUs use HCCL instead.
 """
 
 from __future__ import annotations
@@ -15,42 +15,43 @@ from pathlib import Path
 
 import numpy as np
 
-MEETING = "shared_mean"  # a file of the launch directory: the name of rank 0's socket
+MEETING = "shared_mean"  # a file in the launch directory that contains the name of rank 0's socket
 LOOK_SECONDS = 0.01
-LAUNCHER_SECONDS = 10  # in which a launcher ends all ranks when one has ended
+LAUNCHER_SECONDS = 10  # within this time the launcher ends all ranks after one has ended
 
 
 class SharedMean:
-    """One rank's part in means of float32 vectors, which all ranks have to call in the same order.
+    """Averages float32 vectors over all ranks. All ranks must call it in the same order.
 
-    Each rank averages one stretch for all. Terms are added in the order of ranks, so that every rank gets the same
-    bits. What is waited for is a byte from a socket: a waiting rank leaves its core to the threads that read images.
+    Each rank averages one section of the vector for all ranks. Terms are added in the order of ranks, so every rank
+    gets the same bits. A rank waits for a byte from a socket, so meanwhile its core is free for the threads that read
+    images.
 
     Args:
-        rank: of this process.
-        ranks: how many there are, each with `launch_dir` in common and no two with the same number.
-        launch_dir: where they find each other.
+        rank: number of this process.
+        ranks: number of processes.
+        launch_dir: a folder that all ranks share and in which they find each other.
     """
 
     def __init__(self, rank: int, ranks: int, launch_dir: Path) -> None:
         self.rank, self.ranks = rank, ranks
         if rank == 0:
-            self.file = os.memfd_create("shared_mean")  # gone with the last process that has it
+            self.file = os.memfd_create("shared_mean")  # freed when the last process that holds it ends
             self.peers = _members(ranks - 1, launch_dir / MEETING, self.file)
         else:
             hub, self.file = _join(launch_dir / MEETING)
             self.peers = [hub]
         self.memory = np.empty(0, np.float32)
-        self.waited = 0.0  # seconds, for ranks that came later
+        self.waited = 0.0  # seconds of waiting for other ranks
 
     def __call__(self, terms: np.ndarray, number: int = 0) -> np.ndarray:
-        """Mean over all ranks of vectors (n,) float32; it stays valid until the next call.
+        """Return the mean over all ranks of vectors (n,) float32. It is valid until the next call.
 
         Args:
-            number: below 256, the same on all ranks: ranks that are not at the same mean are an error.
+            number: identifies this mean, from 0 to 255. Ranks that call with different numbers are an error.
 
         Raises:
-            RuntimeError: another rank has ended, or is at another mean.
+            RuntimeError: another rank has ended, or has called with another number.
         """
         sent, mean = self._memory(terms.size)
         edges = [terms.size * rank // self.ranks for rank in range(self.ranks + 1)]
@@ -58,32 +59,32 @@ class SharedMean:
         for rank, span in enumerate(spans):
             if rank != self.rank:
                 sent[self.rank, span] = terms[span]
-        came = time.monotonic()
+        arrived = time.monotonic()
         self._meet(number)
-        self.waited += time.monotonic() - came
+        self.waited += time.monotonic() - arrived
         mine = spans[self.rank]
         parts = [(terms if rank == self.rank else sent[rank])[mine] for rank in range(self.ranks)]
         np.add(parts[0], parts[1], out=mean[mine])
         for part in parts[2:]:
             mean[mine] += part
-        mean[mine] /= self.ranks  # here, since MindSpore's kernel takes longer than all the rest
+        mean[mine] /= self.ranks  # here, because MindSpore's kernel takes longer than all the rest
         self._meet(number)
         return mean
 
     def _memory(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ranks, size) that each rank sends in its own row, (size,) for the mean.
+        """Return two views of the shared memory: terms (ranks, size), one row per rank, and the mean (size,).
 
-        The mean's place is nobody's row at any size: what it held before may still be read.
+        The mean never overlaps a row, whatever the size: another rank may still read the previous mean.
         """
         shares = self.ranks + 1
         if size * shares > self.memory.size:
-            os.ftruncate(self.file, 4 * size * shares)  # all ranks to the same
+            os.ftruncate(self.file, 4 * size * shares)  # all ranks set the same size
             self.memory = np.frombuffer(mmap.mmap(self.file, 4 * size * shares), np.float32)
         mean, sent = self.memory[:size], self.memory[self.memory.size // shares :]
         return sent[: self.ranks * size].reshape(self.ranks, size), mean
 
     def _meet(self, number: int) -> None:
-        """Wait until all ranks have come to this place; what they wrote before is there then."""
+        """Wait until all ranks have called this. Then everything that they wrote before is visible."""
         own = bytes([number])
         try:
             if self.rank:
@@ -94,17 +95,17 @@ class SharedMean:
                     peer.send(own)
         except ConnectionError:
             found = [b""]
-        if b"" in found:  # that one has ended; who fails right away would be taken for the first
+        if b"" in found:  # another rank has ended; wait, or the launcher might take this rank for the first to fail
             time.sleep(LAUNCHER_SECONDS)
         if found != [own] * len(found):
             raise RuntimeError(f"rank {self.rank} is at mean {number}, the others sent {found}")
 
 
 def _members(count: int, meeting: Path, memory: int) -> list[socket.socket]:
-    """Rank 0's connections to the others, to whom it hands the memory."""
+    """Accept rank 0's connections to the other ranks, and send each the shared memory."""
     name = f"maeflow-{secrets.token_hex(8)}"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{name}")  # abstract: leaves no file behind
+        listener.bind(f"\0{name}")  # an abstract name, so there is no file to remove
         listener.listen()
         partial = meeting.with_suffix(".partial")
         partial.write_text(name)
@@ -119,8 +120,8 @@ def _members(count: int, meeting: Path, memory: int) -> list[socket.socket]:
 
 
 def _join(meeting: Path) -> tuple[socket.socket, int]:
-    """Another rank's connection to rank 0, and the memory."""
-    while not meeting.exists():  # if rank 0 never comes, the launcher ends this process
+    """Connect another rank to rank 0. Return the connection and the file of the shared memory."""
+    while not meeting.exists():  # if rank 0 does not start, the launcher ends this process
         time.sleep(LOOK_SECONDS)
     hub = socket.socket(socket.AF_UNIX)
     hub.connect(f"\0{meeting.read_text()}")
@@ -131,5 +132,5 @@ def _join(meeting: Path) -> tuple[socket.socket, int]:
 
 
 def _user(peer: socket.socket) -> int:
-    """Whose process is at the other end (unix(7), SO_PEERCRED: pid, uid, gid)."""
+    """Return the user id of the process at the other end (unix(7), SO_PEERCRED: pid, uid, gid)."""
     return struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]

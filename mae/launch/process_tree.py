@@ -1,19 +1,22 @@
-"""Life and death of a launch's processes: no child outlives its parent, and all that is left can be found and ended.
+"""Finds and ends the processes of a launch, and makes sure that no child outlives its parent.
 
-Run by path it is the guard, a process between a launcher and one of its processes (`mae.launch.ranks` shows the tree):
+This file run as a script is the guard, a process between the launcher and each of its processes. `mae.launch.ranks`
+shows the tree. The guard needs only the standard library and Linux.
 
     process_tree.py exec COMMAND...        become COMMAND
-    process_tree.py supervise COMMAND...   run COMMAND as a child and write its end to <launch directory>/<name>.json
+    process_tree.py supervise COMMAND...   run COMMAND as a child and write its exit code to <launch dir>/<name>.json
 
-Either leads a process group of its own, so that Ctrl-C in a terminal reaches the launcher only (msrun would exit with
-code 0). A preexec function of the launcher could do that too, but is unsafe in a process with threads: a flow has them.
+A guard leads a process group of its own, so that Ctrl-C in a terminal reaches the launcher only: msrun would exit with
+code 0. A preexec function in the launcher could do the same, but it is unsafe in a process with threads, such as a
+flow's.
 
-Every process of a launch has MAE_LAUNCH_DIR=<launch directory> in its environment. It is found by that, in whatever
-process group or session it is, and a recycled pid is never mistaken for it. Standard library only; Linux only.
+Every process of a launch has MAE_LAUNCH_DIR=<launch dir> in its environment. That variable identifies the process in
+any process group or session. Another process that reuses its pid does not have it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -25,7 +28,7 @@ from pathlib import Path
 
 LAUNCH_DIR = "MAE_LAUNCH_DIR"
 PARENT = "MAE_LAUNCH_PARENT"  # pid of the process that must outlive this one
-_KILL_SECONDS = 5.0  # that the kernel is given to end killed processes
+_KILL_SECONDS = 5.0  # limit for the kernel to end processes after SIGKILL
 _LOOK_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -33,9 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def started(pid: int) -> str | None:
-    """Start time of a living process in clock ticks since boot (proc(5), field 22); None if it is gone or a zombie.
+    """Return the start time of a process in clock ticks since boot (proc(5), field 22); None if it has ended.
 
-    A pid is used again some day, a pid with its start time is not.
+    Linux reuses pids, but a pid together with its start time is unique. A zombie counts as ended.
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -45,14 +48,14 @@ def started(pid: int) -> str | None:
 
 
 def members(launch_dir: Path) -> set[int]:
-    """Pids of the living processes of a launch, without this one."""
+    """Return the pids of a launch's living processes, without this process."""
     return with_variable(LAUNCH_DIR, str(launch_dir)) - {os.getpid()}
 
 
 def with_variable(name: str, value: str) -> set[int]:
-    """Pids of the living processes that were started with an environment variable of this value.
+    """Return the pids of the living processes that were started with this value of an environment variable.
 
-    A zombie has no environment any more and is none.
+    Zombies are not included, because they no longer have an environment.
     """
     mark = f"{name}={value}".encode()
     pids = set()
@@ -60,49 +63,44 @@ def with_variable(name: str, value: str) -> set[int]:
         try:
             if mark in path.read_bytes().split(b"\0"):
                 pids.add(int(path.parent.name))
-        except OSError:  # it has ended, or belongs to someone else
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return pids
 
 
 def end_tree(launch_dir: Path, *, top: int | None, grace: float) -> None:
-    """SIGTERM to all processes of a launch, after `grace` seconds SIGKILL to those that are left.
+    """Send SIGTERM to all processes of a launch, and after `grace` seconds SIGKILL to those that are still there.
 
-    `top` gets no SIGTERM: the end of the topmost process ends the others at once, without their grace.
+    Args:
+        top: pid of the topmost process. It gets no SIGTERM, because its end kills the others without their grace.
     """
     if grace:
         _send(signal.SIGTERM, members(launch_dir) - {top})
-        _wait_for_end(launch_dir, spare=top, seconds=grace)
+        deadline = time.monotonic() + grace
+        while members(launch_dir) - {top} and time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
     deadline = time.monotonic() + _KILL_SECONDS
-    while left := members(launch_dir):  # once more, because one of them may have forked meanwhile
+    while left := members(launch_dir):  # in a loop, because one of them may have forked meanwhile
         _send(signal.SIGKILL, left)
         if time.monotonic() > deadline:
-            log.error("processes %s survive SIGKILL: they wait for a device or a file system", sorted(left))
+            log.error("processes %s survived SIGKILL: they wait for a device or a file system", sorted(left))
             return
-        time.sleep(_LOOK_SECONDS)
-
-
-def _wait_for_end(launch_dir: Path, *, spare: int | None, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while members(launch_dir) - {spare} and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
 
 
 def _send(number: signal.Signals, pids: set[int]) -> None:
     for pid in pids:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            continue
 
 
 def _guard(mode: str, command: list[str]) -> None:
     _die_with_parent()
-    if os.getpgid(0) != os.getpid():  # msrun has made a rank's guard a session leader, who may not
+    if os.getpgid(0) != os.getpid():  # msrun makes a rank's guard a session leader, for which setpgid fails
         os.setpgid(0, 0)
     if mode == "exec":
         os.execv(command[0], command)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the child decides how it ends; its guard lives to record that
+    signal.signal(signal.SIGTERM, lambda *_: None)  # the child handles SIGTERM; the guard stays to record its end
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -115,7 +113,7 @@ def _guard(mode: str, command: list[str]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies; exit if that has happened already."""
+    """Let the kernel kill this process when its parent dies. Exit if the parent has already died."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != int(os.environ[PARENT]):

@@ -1,13 +1,13 @@
-"""Runs the ranks of one server as a child process tree that never outlives its purpose.
+"""Starts the ranks of one server as a tree of child processes, watches them, and leaves none of them running.
 
     launcher -> msrun -> guard -> rank 0        each arrow: the kernel kills the child when its parent dies
-                      -> guard -> rank 1        (PR_SET_PDEATHSIG), whatever the parent died of
-                      -> guard -> scheduler     one rank alone: launcher -> guard -> rank 0
+                      -> guard -> rank 1        for whatever reason (PR_SET_PDEATHSIG)
+                      -> guard -> scheduler     a single rank: launcher -> guard -> rank 0
 
-msrun by itself is not enough (measured with MindSpore 2.10): it gives each rank a session of its own, so that no signal
-to msrun or to its process group reaches a rank; after a rank has died it waits 35 s for the scheduler; and it does not
-say which rank was first. The guard (`mae/process_tree.py`) records how its process ended, and the launcher ends the
-others within a second.
+msrun alone is not enough (measured with MindSpore 2.10). It starts each rank in a session of its own, so a signal to
+msrun or to its process group reaches no rank. After a rank has died, it waits 35 s for the scheduler. It does not
+report which rank failed first. The guard (process_tree.py) records how its process ended, and the launcher then ends
+the other processes within a second.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +31,36 @@ from datasets.base.files import write_json
 from mae.launch.process_tree import LAUNCH_DIR, PARENT, end_tree, started
 
 GUARD = str(Path(__file__).with_name("process_tree.py"))
-CLUSTER_SECONDS = 300  # from the first rank's communication.init() to the last one's
-OWNER = "launcher.json"  # of the launch directory: who launched
+CLUSTER_SECONDS = 300  # limit between the first rank's communication.init() and the last one's
+OWNER = "launcher.json"  # in the launch directory: the launcher's pid and start time
+ERROR = "error.json"  # in the launch directory: the InputError of a rank
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 WATCH_SECONDS = 0.1
-SETTLE_SECONDS = 0.3  # after a first death is seen: a guard may still be writing an earlier one
+SETTLE_SECONDS = 0.3  # pause after the first end is seen, because a guard may still be recording an earlier one
 TAIL_LINES = 20
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-class RanksFailed(Exception):  # noqa: N818  (the failure of a job, not a fault of this program)
-    """The ranks ended before their work was done, and no input is known to be at fault: a retry may help.
+class RanksFailed(Exception):  # noqa: N818  (the failure of a job, not an error of this program)
+    """The ranks ended before their work was done, and no wrong input is known: a retry may help.
 
-    The text's first line says all; the last lines of the log follow it.
+    The first line of the text is the whole message. The last lines of the log follow it.
 
     Args:
-        process: the first that failed: "rank 1", "scheduler", "msrun", or "the ranks" where they hang.
+        process: the first one that failed: "rank 1", "scheduler", "msrun", or "the ranks" if they hang.
         how: what happened to it.
         log_path: its log.
-        tail: the log's last lines.
-        returncode: exit code, or minus the signal; None where it is not known.
+        tail: the last lines of that log.
+        returncode: exit code, or minus the signal's number; None if it is not known.
     """
 
     def __init__(self, process: str, how: str, log_path: Path, tail: str, returncode: int | None = None) -> None:
-        super().__init__(process, how, log_path, tail, returncode)  # all of them, so that it can be pickled
+        super().__init__(process, how, log_path, tail, returncode)  # all arguments, for pickle
         self.process, self.how, self.log_path, self.tail, self.returncode = process, how, log_path, tail, returncode
 
     @property
     def rank(self) -> int | None:
-        """Number of the rank that failed first; None where it was not a rank."""
+        """The rank that failed first; None if another process failed first."""
         return int(self.process[5:]) if self.process.startswith("rank ") else None
 
     def __str__(self) -> str:
@@ -73,7 +74,6 @@ def run_ranks(
     ranks: int,
     log_dir: Path,
     run_dir: Path,
-    env: Mapping[str, str] | None = None,
     poll: Callable[[], Hashable] | None = None,
     poll_seconds: float = 1.0,
     hang_seconds: float | None = None,
@@ -82,29 +82,30 @@ def run_ranks(
 ) -> None:
     """Run `python <command>` as `ranks` processes and return when all of them have exited with code 0.
 
-    Nothing of the process tree is left when this returns or raises, and the kernel ends it if this process is killed.
-    No signal handlers are set here: KeyboardInterrupt, or whatever the caller turns SIGTERM into, ends the tree on
-    its way out; an unhandled SIGTERM ends it by ending this process.
+    No process of the tree is left when this function returns or raises. If this process is killed, the kernel ends the
+    tree. This function sets no signal handlers: KeyboardInterrupt, or the exception that the caller raises on SIGTERM,
+    ends the tree. An unhandled SIGTERM ends this process and so the tree.
+
+    The ranks inherit this process's environment. Unless it sets them, the numerical libraries get the number of cores
+    divided by `ranks` as their number of threads, and MindSpore logs errors only (GLOG_v=3).
 
     Args:
-        command: arguments of the interpreter, e.g. ["-m", "mae.training.engine", "runs/demo"]. A rank's code goes into
-            `rank_main`. With more than one rank msrun also runs the command as the scheduler, whose
+        command: arguments of the interpreter, for example ["-m", "mae.training.engine", "runs/demo"], which calls
+            `rank_main`. With more than one rank msrun also runs the command as the scheduler, in which
             `mindspore.communication.init()` does not return.
-        log_dir: receives rank_<n>.log, scheduler.log and msrun.log; an earlier attempt's move to attempt-<k>/.
-        run_dir: receives launch/ while the ranks run; two launches in one run directory are an error.
-        env: more environment variables for the ranks. Unless it or this process sets them, the numerical libraries get
-            one thread per core and rank, and MindSpore logs errors only (GLOG_v=3).
-        poll: called each `poll_seconds`; what it raises ends the tree. Returns a token that changes with progress.
-        hang_seconds: the ranks are killed when `poll` has given no new token for so long, from the start on.
-        rank_table: Ascend only, handed to msrun as --rank_table_file; never run on this project's test machines.
-        python: the ranks' interpreter, beside which msrun stands; none means this one.
+        log_dir: receives rank_<n>.log, scheduler.log and msrun.log. Logs of an earlier attempt move to attempt-<k>/.
+        run_dir: contains launch/ while the ranks run. A second launch in the same run directory is an error.
+        poll: called every `poll_seconds`. It returns a token that changes with progress. An exception ends the tree.
+        hang_seconds: the ranks are killed if `poll` has returned the same token for this long.
+        rank_table: Ascend only: passed to msrun as --rank_table_file. This project's test machines never ran it.
+        python: the ranks' interpreter, with msrun in the same folder. Default: this process's interpreter.
 
     Raises:
-        InputError: a rank raised it (`rank_main`), the run is being trained by another process, or no msrun was found.
-        RanksFailed: a rank died, the scheduler or msrun did, or the ranks hang.
+        InputError: a rank raised it (`rank_main`), another process trains the run, or there is no msrun.
+        RanksFailed: a rank, the scheduler or msrun died, or the ranks hang.
     """
     log_dir, launch_dir, interpreter = log_dir.absolute(), _launch_dir(run_dir), _interpreter(python)
-    environment = _environment(env or {}, ranks=ranks, launch_dir=launch_dir, interpreter=interpreter)
+    environment = _environment(ranks=ranks, launch_dir=launch_dir, interpreter=interpreter)
     if ranks == 1:
         arguments, output = [interpreter, GUARD, "supervise", interpreter, *command], log_dir / "rank_0.log"
     else:
@@ -121,11 +122,11 @@ def run_ranks(
                 arguments, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
         _watch(process, ranks, launch_dir, log_dir, poll, poll_seconds, hang_seconds)
-        grace = 0.0  # only msrun and a scheduler that looks each 5 s whether the ranks have left remain
+        grace = 0.0  # only msrun is left, and the scheduler, which checks every 5 s whether the ranks have left
     finally:
         end_tree(launch_dir, top=process.pid if process else None, grace=grace)
         if process:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # one that even SIGKILL does not end has been logged
+            with contextlib.suppress(subprocess.TimeoutExpired):  # end_tree has logged a process that survives SIGKILL
                 process.wait(GRACE_SECONDS)
         shutil.rmtree(launch_dir, ignore_errors=True)
 
@@ -133,17 +134,17 @@ def run_ranks(
 def msrun_command(
     command: Sequence[str], *, ranks: int, port: int, log_dir: Path, python: str, rank_table: Path | None = None
 ) -> list[str]:
-    """The command line that starts `python <command>` as ranks 0..ranks-1 of this server, each under its guard.
+    """Return the command line that starts `python <command>` as ranks 0..ranks-1 of this server, each under its guard.
 
-    msrun itself decides on `python` from PATH for the script it is given, here the guard, which then starts `python`.
-    Of a rank table MindSpore's documentation says that it serves the ranks in a job built by msrun; the job is still
-    built through the scheduler at 127.0.0.1.
+    msrun runs its script, here the guard, with the `python` on PATH. The guard then starts the given `python`. With a
+    rank table msrun still connects the ranks through the scheduler at 127.0.0.1; according to MindSpore's documentation
+    the ranks then read the table.
     """
     msrun = Path(python).with_name("msrun")
     if not msrun.is_file():
         raise InputError(
             msrun,
-            expected="msrun beside the ranks' interpreter",
+            expected="msrun in the folder of the ranks' interpreter",
             found="no such file",
             todo=f"install mindspore for {python}",
         )
@@ -156,7 +157,7 @@ def msrun_command(
         "cluster_time_out": CLUSTER_SECONDS,
         "log_dir": log_dir,
         "worker_log_name": "rank",
-        "tail_worker_log": ranks,  # no such rank: do not copy the ranks' logs into msrun's
+        "tail_worker_log": ranks,  # a rank that does not exist, so msrun's log has no copy of a rank's log
     }
     if rank_table:
         options["rank_table_file"] = rank_table
@@ -165,22 +166,22 @@ def msrun_command(
 
 
 def rank_main(function: Callable[[], None]) -> None:
-    """Call `function` as the body of a rank: its InputError becomes the launcher's.
+    """Call `function` as the body of a rank. The launcher raises the InputError that `function` raises.
 
-    Any exception ends the process at once: MindSpore's own way out waits for the other ranks.
+    Any exception ends the process at once, because MindSpore's own exit handlers wait for the other ranks.
     """
     try:
         function()
     except Exception as error:
-        with contextlib.suppress(OSError):  # a full disk, on which log and error.json may be
-            _tell(error)
+        with contextlib.suppress(OSError):  # the log or error.json may be on a full disk
+            _report(error)
         os._exit(1)
 
 
-def _tell(error: Exception) -> None:
-    if isinstance(error, InputError) and LAUNCH_DIR in os.environ:
-        write_json(Path(os.environ[LAUNCH_DIR], "error.json"), {"kind": "InputError", "message": str(error)})
+def _report(error: Exception) -> None:
     if isinstance(error, InputError):
+        if LAUNCH_DIR in os.environ:
+            write_json(Path(os.environ[LAUNCH_DIR], ERROR), {"message": str(error)})
         print(error, file=sys.stderr)
     else:
         traceback.print_exc()
@@ -189,7 +190,7 @@ def _tell(error: Exception) -> None:
 
 
 def reap(run_dir: Path) -> None:
-    """Kill what is left of a launch in `run_dir` on this machine: for hooks that run after a launcher has died."""
+    """End the processes of a launch in `run_dir` on this machine. For hooks that run after a launcher has died."""
     launch_dir = _launch_dir(run_dir)
     end_tree(launch_dir, top=None, grace=GRACE_SECONDS)
     shutil.rmtree(launch_dir, ignore_errors=True)
@@ -203,23 +204,23 @@ def _interpreter(python: str | None) -> str:
     found = shutil.which(python or sys.executable)
     if not found:
         raise InputError(
-            "device.python", expected="a Python interpreter", found=repr(python), todo="give its path, or leave it out"
+            "device.python", expected="a Python interpreter", found=repr(python), todo="give its path, or omit it"
         )
     return str(Path(found).absolute())
 
 
-def _environment(env: Mapping[str, str], *, ranks: int, launch_dir: Path, interpreter: str) -> dict[str, str]:
+def _environment(*, ranks: int, launch_dir: Path, interpreter: str) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     defaults = {
         **dict.fromkeys(THREAD_VARIABLES, threads),
         "GLOG_v": "3",
-        # Seconds between the heartbeats by which a rank learns that all are there and, at its end, that it may leave.
-        # MindSpore's 3 to 5 cost about 2 s more per launch. (MS_DISABLE_HEARTBEAT crashed rank 0 in 2 launches of 6.)
+        # Seconds between heartbeats. Through them a rank learns that all ranks have started, and that it may exit.
+        # MindSpore's default of 3 to 5 makes a launch about 2 s longer. MS_DISABLE_HEARTBEAT crashed rank 0 in 2 of 6.
         "MS_RETRY_INTERVAL_LOWER": "1",
         "MS_RETRY_INTERVAL_UPPER": "1",
-        "PYTHONUNBUFFERED": "1",  # a killed rank's last lines are in its log
+        "PYTHONUNBUFFERED": "1",  # so that the log of a killed rank has its last lines
     }
-    merged = {**defaults, **os.environ, **env}
+    merged = {**defaults, **os.environ}
     merged["PATH"] = f"{Path(interpreter).parent}{os.pathsep}{merged.get('PATH', os.defpath)}"
     if ranks == 1:
         merged["RANK_ID"] = "0"
@@ -233,11 +234,7 @@ def _free_port() -> int:
 
 
 def check_free(run_dir: Path) -> None:
-    """Refuse a run directory in which another process of this machine has a launch that is alive.
-
-    Raises:
-        InputError: one is.
-    """
+    """Raise InputError if another process of this machine is running a launch in `run_dir`."""
     owner = _read_json(_launch_dir(run_dir) / OWNER)
     if owner and started(owner["pid"]) == owner["started"]:
         raise InputError(
@@ -249,14 +246,14 @@ def check_free(run_dir: Path) -> None:
 
 
 def _claim(run_dir: Path) -> None:
-    """Take the run directory for this process; what a dead launcher left in it is killed first."""
+    """Reserve the run directory for this process. First end the processes that a dead launcher left in it."""
     check_free(run_dir)
     reap(run_dir)
     write_json(_launch_dir(run_dir) / OWNER, {"pid": os.getpid(), "started": started(os.getpid())})
 
 
 def _set_logs_aside(log_dir: Path) -> None:
-    """msrun overwrites logs, and the failed attempt's are what one wants to read after a retry."""
+    """Move the logs of an earlier attempt to a folder: msrun overwrites them, and they are needed after a retry."""
     log_dir.mkdir(parents=True, exist_ok=True)
     earlier = list(log_dir.glob("*.log"))
     if earlier:
@@ -275,11 +272,11 @@ def _watch(
     poll_seconds: float,
     hang_seconds: float | None,
 ) -> None:
-    """Return when all ranks have ended well; raise for the first that has not, or when there is no progress."""
+    """Return when all ranks have exited with code 0. Raise for the first one that has not, or without progress."""
     token: Hashable = None
     progressed = polled = time.monotonic()
     while True:
-        top_returncode = process.poll()  # before the records are read: they are complete when it has ended
+        top_returncode = process.poll()  # before the records are read: after its end they are complete
         ends = _ends(launch_dir)
         if [ends.get(f"rank_{rank}") for rank in range(ranks)] == [0] * ranks:
             break
@@ -296,16 +293,16 @@ def _watch(
             raise RanksFailed("the ranks", f"made no progress for {hang_seconds:g} s", *_log_of("rank_0", log_dir))
         time.sleep(WATCH_SECONDS)
     if poll:
-        poll()  # the last lines that the ranks wrote
+        poll()  # for the last lines that the ranks wrote
 
 
 def _ends(launch_dir: Path) -> dict[str, int | None]:
-    """Return codes of the processes that have ended, the first to end first; None where the guard was killed too."""
+    """Return the exit codes of the ended processes, in the order of their ends; None if the guard was killed too."""
     ends: list[tuple[float, str, int | None]] = []
     for path in launch_dir.glob("*.json"):
         record = _read_json(path) or {}
         if "guard" in record and started(record["guard"]) != record["guard_started"]:
-            record = _read_json(path)  # a guard writes its last record before it goes
+            record = _read_json(path)  # again, because a guard writes its last record just before it exits
             record.setdefault("ended", time.time())
         if "ended" in record:
             ends.append((record["ended"], path.stem, record.get("returncode")))
@@ -319,8 +316,13 @@ def _failure(
     launch_dir: Path,
     log_dir: Path,
 ) -> Exception:
-    """The error for the first failure among the ends that were seen first and those a moment later."""
-    error = _read_json(launch_dir / "error.json")
+    """Return the error for the first failure.
+
+    Args:
+        seen: the ends at the first look.
+        settled: the ends SETTLE_SECONDS later.
+    """
+    error = _read_json(launch_dir / ERROR)
     if error:
         return InputError.from_message(error["message"])
     recorded = [(name, returncode) for name, returncode in settled.items() if returncode]

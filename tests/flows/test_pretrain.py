@@ -19,6 +19,16 @@ def test_ascend_without_npu_fails_before_any_stage(tiny_job: Path, tiny_root: Pa
     assert not workspace.exists()
 
 
+def test_training_over_several_servers_is_refused_before_any_stage(
+    tiny_job: Path, tiny_root: Path, workspace: Path
+) -> None:
+    with pytest.raises(
+        InputError, match="found 2 servers with 16 ranks; training over several servers is not possible"
+    ):
+        mae_pretrain.fn(str(tiny_job), [], str(tiny_root), "configs/cluster_example.yaml")
+    assert not workspace.exists()
+
+
 def test_real_job_is_the_default_and_for_ascend() -> None:
     assert load_job(REAL_JOB, [], None).device.target == "Ascend"
     assert mae_pretrain.parameters.properties["config"]["default"] == REAL_JOB

@@ -1,4 +1,4 @@
-"""Rank tables: every rule of rank_table_check.py, generation against recorded hccn_tool output, merging."""
+"""Rank tables: every rule of rank_table_rules.py, generation from recorded hccn_tool output, merging."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import stat
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from datasets.base.errors import InputError
 from mae.cluster.rank_table import check, generate, local_table, merge, parse_device_range, parse_visible_devices
 
-# The samples that the MindFormers model card of MAE prints: one server of eight NPUs ...
+# The samples in the MindFormers model card of MAE: one server of eight NPUs ...
 ONE_SERVER = json.loads("""
 {"version": "1.0", "server_count": "1", "server_list": [{"server_id": "xx.xx.xx.xx", "device": [
  {"device_id": "0","device_ip": "192.1.27.6","rank_id": "0"},
@@ -28,7 +27,7 @@ ONE_SERVER = json.loads("""
  {"device_id": "7","device_ip": "192.4.27.7","rank_id": "7"}],
  "host_nic_ip": "reserve"}], "status": "completed"}
 """)
-# ... and two servers, with one server_id for both and four addresses of the first repeated on the second.
+# ... and two servers. Both have the same server_id, and four addresses of the first are repeated on the second.
 PRINTED_TWO_SERVERS = json.loads("""
 {"version": "1.0", "server_count": "2", "server_list": [{"server_id": "xx.xx.xx.xx", "device": [
  {"device_id": "0", "device_ip": "192.168.0.0", "rank_id": "0"},
@@ -59,7 +58,7 @@ LEGACY = json.loads("""
 
 
 def table(*servers: str, devices: int = 8) -> dict:
-    """A right table; server s (from 0) has the addresses 10.<s+1>.0.<device>."""
+    """A correct table. Server s, counted from 0, has the addresses 10.<s+1>.0.<device>."""
     server_list = [
         {
             "server_id": server_id,
@@ -80,7 +79,7 @@ def table(*servers: str, devices: int = 8) -> dict:
 
 
 def changed(content: dict, *path_and_value: object) -> dict:
-    """A copy with one value replaced, or removed where the value is `...`."""
+    """A copy with one value replaced, or removed if the value is `...`."""
     *path, last, value = path_and_value
     content = copy.deepcopy(content)
     inner = content
@@ -94,7 +93,7 @@ def changed(content: dict, *path_and_value: object) -> dict:
 
 
 def with_devices(content: dict, server: int, ids: list[int]) -> dict:
-    """A copy whose server has the devices of these numbers, in this rank order."""
+    """A copy in which a server has the devices `ids`, in this rank order."""
     first = server * len(ids)
     devices = [
         {"device_id": str(d), "device_ip": f"10.{server + 1}.0.{d}", "rank_id": str(first + place)}
@@ -118,7 +117,7 @@ for s, server in enumerate(INTERLEAVED["server_list"]):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "messages"),
     [
         pytest.param(changed(ONE, "version", ...), ["rule 1,", "no version"], id="1-version-absent"),
         pytest.param(LEGACY, ["rule 1,", "legacy group_list", "rule 3,", "initializing"], id="1-legacy-group-list"),
@@ -136,7 +135,7 @@ for s, server in enumerate(INTERLEAVED["server_list"]):
         pytest.param(changed(ONE, "status", "ready"), ["rule 3,", '"ready"', "30 minutes"], id="3-other-status"),
         pytest.param(changed(ONE, "status", ...), ["rule 3,", "found none"], id="3-status-absent"),
         pytest.param(table(), ["rule 4,", "at least one server"], id="4-no-servers"),
-        pytest.param(changed(TWO, "server_count", "3"), ["rule 4,", '"3" beside 2 servers'], id="4-server-count"),
+        pytest.param(changed(TWO, "server_count", "3"), ["rule 4,", '"3", but there are 2'], id="4-server-count"),
         pytest.param(changed(ONE, "server_list", 0, "server_id", ""), ["rule 5,", "EI0017"], id="5-server-id-empty"),
         pytest.param(changed(ONE, "server_list", 0, "server_id", "s" * 65), ["rule 5,", "65 char"], id="5-too-long"),
         pytest.param(
@@ -175,17 +174,17 @@ for s, server in enumerate(INTERLEAVED["server_list"]):
         pytest.param(with_devices(ONE, 0, [2, 3, 4, 5]), ["rule 9,", "2, 3, 4, 5"], id="9-impossible-four"),
     ],
 )
-def test_refused(tmp_path: Path, content: dict, said: list[str]) -> None:
+def test_refused(tmp_path: Path, content: dict, messages: list[str]) -> None:
     file = saved(tmp_path / "table.json", content)
     with pytest.raises(InputError) as caught:
         check(file)
     assert str(caught.value).startswith(str(file))
-    for words in said:
+    for words in messages:
         assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "messages"),
     [
         pytest.param(
             changed(ONE, *DEVICE, "device_ip", ...), ["rule 8]", "a device_ip, found none"], id="8-one-server"
@@ -199,12 +198,12 @@ def test_refused(tmp_path: Path, content: dict, said: list[str]) -> None:
         pytest.param(table("10.0.0.9", "10.0.0.10"), ["rule 11]", "(10.0.0.10, 10.0.0.9)"], id="11-numeric-order"),
     ],
 )
-def test_warned_of_and_refused_when_strict(tmp_path: Path, content: dict, said: list[str]) -> None:
+def test_warning_or_error_when_strict(tmp_path: Path, content: dict, messages: list[str]) -> None:
     file = saved(tmp_path / "table.json", content)
     warnings = "\n".join(check(file).warnings)
     with pytest.raises(InputError) as caught:
         check(file, strict=True)
-    for words in said:
+    for words in messages:
         assert words in warnings
         assert words in str(caught.value)
 
@@ -250,7 +249,7 @@ def test_all_violations_are_reported_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         pytest.param("absent.json", None, "no such file", id="absent"),
         pytest.param("table.json", b'{"version": ', "expected JSON", id="cut-off"),
@@ -259,10 +258,10 @@ def test_all_violations_are_reported_at_once(tmp_path: Path) -> None:
         pytest.param("table.txt", json.dumps(ONE).encode(), "ends in .json, found table.txt", id="file-name"),
     ],
 )
-def test_unreadable_file(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_unreadable_file(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=re.escape(said)):
+    with pytest.raises(InputError, match=re.escape(message)):
         check(tmp_path / name)
 
 
@@ -282,7 +281,7 @@ def test_device_range(text: str, devices: range) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[0,7]", '"[0,8)" to include it'),
         ("[4,4)", "empty"),
@@ -293,8 +292,8 @@ def test_device_range(text: str, devices: range) -> None:
         ("", "half-open"),
     ],
 )
-def test_device_range_refused(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_device_range_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         parse_device_range(text)
 
 
@@ -304,26 +303,8 @@ def test_visible_devices() -> None:
         parse_visible_devices("4-7")
 
 
-@pytest.fixture
-def hccn_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake hccn_tool on PATH that replays `<tmp_path>/answers/<device>`, and fails for devices without one."""
-    answers, tools = tmp_path / "answers", tmp_path / "bin"
-    answers.mkdir()
-    tools.mkdir()
-    for device in range(8):
-        (answers / str(device)).write_text(f"ipaddr:192.168.100.{100 + device}\nnetmask:255.255.255.0\n")
-    tool = tools / "hccn_tool"
-    tool.write_text(
-        f'#!/bin/sh\n[ "$1 $3 $4" = "-i -ip -g" ] && [ -e "{answers}/$2" ] && exec cat "{answers}/$2"\n'
-        'echo "hccn_tool get device $2 failed" >&2\nexit 1\n'
-    )
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
-    return answers
-
-
 @pytest.mark.usefixtures("hccn_tool")
-def test_generate_writes_what_the_old_tool_wrote(tmp_path: Path) -> None:
+def test_generate_writes_the_same_table_as_the_old_tool(tmp_path: Path) -> None:
     written = generate(tmp_path / "out", devices=list(range(8)), server_ip="10.0.0.1")
     assert written.path == tmp_path / "out" / "hccl_8p_01234567_10.0.0.1.json"
     assert (written.servers, written.ranks, written.warnings, written.reused) == (1, 8, [], False)
@@ -367,7 +348,7 @@ def test_logical_devices_are_mapped_to_physical_ones(tmp_path: Path) -> None:
     assert [device["device_id"] for device in devices] == ["4", "5", "6", "7"]
 
 
-def test_generate_falls_back_to_hccn_conf_and_says_so(tmp_path: Path, hccn_tool: Path) -> None:
+def test_generate_falls_back_to_hccn_conf_with_a_warning(tmp_path: Path, hccn_tool: Path) -> None:
     (hccn_tool / "1").unlink()
     conf = tmp_path / "hccn.conf"
     conf.write_text("address_0=10.9.0.0\nnetmask_0=255.255.255.0\naddress_1=10.9.0.1\nnetdetect_1=10.9.0.254\n")
@@ -397,11 +378,11 @@ def test_generate_without_any_source_of_addresses(tmp_path: Path, hccn_tool: Pat
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         pytest.param({"devices": []}, "at least one device", id="no-devices"),
         pytest.param({"devices": [0, 1, 2]}, "1, 2, 4 or 8 devices", id="three-devices"),
-        pytest.param({"devices": [2, 3, 4, 5]}, "four devices that HCCL takes", id="across-the-rings"),
+        pytest.param({"devices": [2, 3, 4, 5]}, "four devices that HCCL accepts", id="across-the-rings"),
         pytest.param({"devices": [0, 0]}, "each physical device once", id="repeated"),
         pytest.param({"devices": [0, 2], "visible_devices": [4, 5]}, "logical devices 0 to 1", id="beyond-visible"),
         pytest.param({"devices": [0, 1], "visible_devices": [4, 4]}, "each physical device once", id="visible-twice"),
@@ -410,8 +391,8 @@ def test_generate_without_any_source_of_addresses(tmp_path: Path, hccn_tool: Pat
     ],
 )
 @pytest.mark.usefixtures("hccn_tool")
-def test_generate_refuses_and_writes_nothing(tmp_path: Path, options: dict, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)):
+def test_generate_refuses_and_writes_nothing(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
         generate(tmp_path / "out", **{"server_ip": "10.0.0.1", **options})
     assert not (tmp_path / "out").exists()
 
@@ -448,7 +429,7 @@ def test_merge_of_twelve_servers_follows_the_string_order(tmp_path: Path) -> Non
     assert order == [f"10.0.0.{n}" for n in (1, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8, 9)]
     assert content["server_count"] == "12"
     assert [int(d["rank_id"]) for server in content["server_list"] for d in server["device"]] == list(range(96))
-    # Server 10.0.0.9 was the fourth written, so its addresses are 10.4.0.x: they went with it.
+    # Server 10.0.0.9 was written fourth, so its addresses are 10.4.0.x.
     assert content["server_list"][-1]["device"][7]["device_ip"] == "10.4.0.7"
     assert check(merged.path, strict=True).ranks == 96
 
@@ -480,7 +461,7 @@ def test_glob_that_takes_the_previous_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "messages"),
     [
         pytest.param({"server_id": "10.0.0.1"}, ["10.0.0.1 in ", "first.json and ", "--server-ip"], id="server-id"),
         pytest.param(
@@ -493,7 +474,7 @@ def test_glob_that_takes_the_previous_output(tmp_path: Path) -> None:
         pytest.param({"devices": 4}, ["8 on server 10.0.0.1, 4 on server 10.0.0.2"], id="device-counts"),
     ],
 )
-def test_merge_refuses_and_writes_nothing(tmp_path: Path, second: dict, said: list[str]) -> None:
+def test_merge_refuses_and_writes_nothing(tmp_path: Path, second: dict, messages: list[str]) -> None:
     count = second.get("devices", 8)
     own = {"version": "1.0", "server_count": "1", "status": "completed"}
     own.update({key: value for key, value in second.items() if key in own})
@@ -503,7 +484,7 @@ def test_merge_refuses_and_writes_nothing(tmp_path: Path, second: dict, said: li
     files = [saved(tmp_path / "first.json", ONE), saved(tmp_path / "second.json", {**own, "server_list": [server]})]
     with pytest.raises(InputError) as caught:
         merge(files, tmp_path / "out.json")
-    for words in said:
+    for words in messages:
         assert words in str(caught.value)
     assert not (tmp_path / "out.json").exists()
 

@@ -1,4 +1,4 @@
-"""The launcher, with real processes that are really killed. What needs no collective does not import MindSpore."""
+"""The launcher, with real processes that are really killed. Only the collective job imports MindSpore."""
 
 import os
 import pickle
@@ -14,6 +14,7 @@ import pytest
 
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
+from mae.device import context
 from mae.launch import ranks as launch
 from mae.launch.process_tree import LAUNCH_DIR, members
 from mae.launch.ranks import RanksFailed, msrun_command, rank_main, reap, run_ranks
@@ -27,23 +28,35 @@ import os, signal, sys, time
 rank = "sched" if os.environ.get("MS_ROLE") == "MS_SCHED" else os.environ["RANK_ID"]
 """
 ALL_REDUCE = """
-import sys, time
+import time
 import numpy
 import mindspore
 from mindspore.communication import get_rank, init
 mindspore.set_device("CPU")
 init()
 print("sum", mindspore.ops.AllReduce()(mindspore.Tensor(numpy.array([get_rank() + 1.0], numpy.float32))), flush=True)
-time.sleep(float(sys.argv[1]))
+time.sleep(100)
 """
 
 
+@pytest.fixture(scope="session")
+def light_python(tmp_path_factory):
+    """An interpreter with an msrun in its folder that does not import MindSpore."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = Path(__file__).with_name("light_msrun.py").read_text()
+    for name, text in {"python": f'#!/bin/sh\nexec {sys.executable} "$@"\n', "msrun": script}.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return str(folder / "python")
+
+
 @pytest.fixture
-def run(tmp_path):
-    """Call run_ranks on Python source; afterwards nothing of the launch may be alive or left in the run directory."""
+def run(tmp_path, light_python):
+    """Call run_ranks on Python source. Afterwards check that no process and no file of the launch is left."""
 
     def call(source, *arguments, ranks=1, **options):
         options = {"log_dir": tmp_path / "logs", "run_dir": tmp_path, "poll_seconds": 0.1, **options}
+        options.setdefault("python", light_python)
         run_ranks(["-c", source, *arguments], ranks=ranks, **options)
 
     yield call
@@ -60,7 +73,7 @@ def wait_until(condition, seconds=30.0):
 
 
 def process_file(pid, name):
-    """What /proc holds of a process, split at its zeros; nothing where it has ended since it was listed."""
+    """Return a file of /proc/<pid>, split at its zero bytes; an empty list if the process has ended."""
     try:
         return Path(f"/proc/{pid}/{name}").read_bytes().decode().split("\0")
     except (FileNotFoundError, ProcessLookupError):
@@ -68,7 +81,7 @@ def process_file(pid, name):
 
 
 def rank_pids(run_dir, needle):
-    """Pids of a launch whose process executes `needle` itself, guards and msrun aside."""
+    """Return the pids of a launch that run `needle` themselves, without guards and msrun."""
     return [pid for pid in members(run_dir / "launch") if process_file(pid, "cmdline")[1:3] == ["-c", needle]]
 
 
@@ -79,16 +92,11 @@ def test_one_rank_writes_to_its_log_only(run, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_two_ranks_all_reduce(run, tmp_path):
-    run(ALL_REDUCE, "0", ranks=2)
-    for rank in range(2):
-        assert "sum [3.]" in (tmp_path / f"logs/rank_{rank}.log").read_text()
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
-        "msrun.log",
-        "rank_0.log",
-        "rank_1.log",
-        "scheduler.log",
-    ]
+def test_each_of_two_ranks_and_the_scheduler_have_a_log(run, tmp_path):
+    run(AS_RANK + "print('rank', rank)", ranks=2)
+    for name, rank in {"rank_0": "0", "rank_1": "1", "scheduler": "sched"}.items():
+        assert (tmp_path / f"logs/{name}.log").read_text() == f"rank {rank}\n"
+    assert len(list((tmp_path / "logs").iterdir())) == 4  # and msrun.log
 
 
 def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tmp_path):
@@ -103,10 +111,11 @@ def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tm
             killed_at.append(time.monotonic())
 
     with pytest.raises(RanksFailed, match=r"rank 1 was killed by SIGKILL \(out of memory\? see dmesg\)") as caught:
-        run(ALL_REDUCE, "100", ranks=2, poll=poll)
+        run(ALL_REDUCE, ranks=2, poll=poll, python=sys.executable)
     assert time.monotonic() - killed_at[0] < 5  # msrun alone: 35 s
     assert (caught.value.rank, caught.value.returncode, caught.value.log_path) == (1, -signal.SIGKILL, log)
     assert "sum [3.]" in str(caught.value)
+    assert "sum [3.]" in (tmp_path / "logs/rank_0.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,7 @@ def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tm
         ),
         pytest.param(
             2,
-            # msrun looks once a second, in the order of the ranks, and would blame rank 0
+            # msrun checks the ranks once a second in their order, and would report rank 0
             AS_RANK + "print('a reason')\ntime.sleep({'0': 0.2, '1': 0}.get(rank, 100))\nsys.exit(4)",
             "rank 1",
             "exited with code 4",
@@ -184,7 +193,7 @@ def test_input_error_of_a_rank_is_the_launchers(run, ranks):
     source = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from datasets.base.files import InputError
+from datasets.base.errors import InputError
 from mae.launch.ranks import rank_main
 def body():
     raise InputError("a.yaml", expected="a number", found="'x'", todo="correct it")
@@ -201,7 +210,7 @@ def test_rank_main_ends_an_exception_at_once_with_its_traceback(run):
 import atexit, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from mae.launch.ranks import rank_main
-atexit.register(time.sleep, 100)  # as MindSpore's own way out
+atexit.register(time.sleep, 100)  # as MindSpore's own exit handler does
 rank_main(lambda: 1 / 0)
 """
     with pytest.raises(RanksFailed, match="rank 0 exited with code 1") as caught:
@@ -253,11 +262,11 @@ def test_descendants_in_sessions_of_their_own_end_too(run):
 
 def test_hang_is_an_error(run, tmp_path):
     log = tmp_path / "logs/rank_0.log"
-    source = "import time\nfor step in range(5): print(step, flush=True); time.sleep(0.5)\ntime.sleep(100)"
+    source = "import time\nfor step in range(5): print(step, flush=True); time.sleep(0.3)\ntime.sleep(100)"
     start = time.monotonic()
-    with pytest.raises(RanksFailed, match=re.escape("the ranks made no progress for 1.5 s")) as caught:
-        run(source, poll=lambda: log.stat().st_size, hang_seconds=1.5)
-    assert 3 < time.monotonic() - start < 8  # five steps were progress
+    with pytest.raises(RanksFailed, match=re.escape("the ranks made no progress for 1 s")) as caught:
+        run(source, poll=lambda: log.stat().st_size, hang_seconds=1.0)
+    assert 2 < time.monotonic() - start < 8  # five steps were progress
     assert caught.value.rank is None
     assert caught.value.tail.endswith("4")
 
@@ -266,44 +275,45 @@ LAUNCHER = """
 import sys
 from pathlib import Path
 from mae.launch.ranks import run_ranks
-run_ranks(["-c", sys.argv[3]], ranks=int(sys.argv[2]), log_dir=Path(sys.argv[1], "logs"), run_dir=Path(sys.argv[1]))
+run_dir = Path(sys.argv[1])
+run_ranks(["-c", sys.argv[3]], ranks=int(sys.argv[2]), log_dir=run_dir / "logs", run_dir=run_dir, python=sys.argv[4])
 """
 
 
-def start_launcher(run_dir, ranks):
-    command = [sys.executable, "-c", LAUNCHER, run_dir, str(ranks), SLEEP]
+def start_launcher(run_dir, ranks, python):
+    command = [sys.executable, "-c", LAUNCHER, run_dir, str(ranks), SLEEP, python]
     launcher = subprocess.Popen(command, cwd=ROOT, preexec_fn=_as_from_a_terminal)
     wait_until(lambda: len(rank_pids(run_dir, SLEEP)) >= (ranks if ranks == 1 else ranks + 1))
     return launcher
 
 
 def _as_from_a_terminal():
-    """What was itself started in the background ignores SIGINT, and so would the launcher."""
+    """Accept SIGINT, which a process started in the background ignores, and its children too."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_killed_launcher_leaves_nothing(tmp_path, run, ranks, number):
-    launcher = start_launcher(tmp_path, ranks)
+def test_a_killed_launcher_leaves_nothing(tmp_path, run, light_python, ranks, number):
+    launcher = start_launcher(tmp_path, ranks, light_python)
     launcher.send_signal(number)
     assert launcher.wait(20) == -number
     wait_until(lambda: not members(tmp_path / "launch"), seconds=2)
-    run("print('again')")  # the dead launcher's claim is no obstacle
+    run("print('again')")  # the dead launcher no longer owns the run directory
 
 
-def test_two_launches_in_one_run_directory_are_an_error(tmp_path, run):
-    launcher = start_launcher(tmp_path, 1)
+def test_two_launches_in_one_run_directory_are_an_error(tmp_path, run, light_python):
+    launcher = start_launcher(tmp_path, 1, light_python)
     with pytest.raises(InputError, match=f"found one by process {launcher.pid}"):
         run(SLEEP)
-    assert rank_pids(tmp_path, SLEEP)  # the first goes on
+    assert rank_pids(tmp_path, SLEEP)  # the first continues
     launcher.terminate()
     launcher.wait(20)
     reap(tmp_path)
 
 
 def test_leftovers_are_reaped_and_strangers_are_not(tmp_path, run):
-    """A tree without its launcher, and a claim whose pid belongs to another process now."""
+    """The tree of a dead launcher, whose pid now belongs to another process."""
     mark = {**os.environ, LAUNCH_DIR: str(tmp_path / "launch")}
     leftover = subprocess.Popen([sys.executable, "-c", SLEEP], env=mark, start_new_session=True)
     stranger = subprocess.Popen([sys.executable, "-c", SLEEP])
@@ -331,12 +341,12 @@ def test_reap_ends_a_process_that_ignores_sigterm(tmp_path, monkeypatch):
 
 
 def test_ranks_started_by_a_thread(run):
-    """Prefect runs a task in a thread, and PR_SET_PDEATHSIG follows the thread that started the process."""
+    """Prefect runs tasks in threads, and PR_SET_PDEATHSIG kills a child when the thread that started it ends."""
     failures = []
 
     def body():
         try:
-            run("import time; time.sleep(0.5)")
+            run("import time; time.sleep(0.3)")
         except BaseException as error:
             failures.append(error)
 
@@ -347,25 +357,32 @@ def test_ranks_started_by_a_thread(run):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "env", "name", "value"),
+    ("ranks", "own", "name", "value"),
     [
         pytest.param(1, {}, "OMP_NUM_THREADS", str(CORES), id="one rank has all cores"),
         pytest.param(CORES, {}, "OPENBLAS_NUM_THREADS", "1", id="a rank per core"),
-        pytest.param(4 * CORES, {}, "OMP_NUM_THREADS", "1", id="never no thread"),
-        pytest.param(4, {"OMP_NUM_THREADS": "3"}, "OMP_NUM_THREADS", "3", id="the caller's wish"),
+        pytest.param(4 * CORES, {}, "OMP_NUM_THREADS", "1", id="at least one thread"),
+        pytest.param(4, {"OMP_NUM_THREADS": "3"}, "OMP_NUM_THREADS", "3", id="as this process has it"),
         pytest.param(2, {}, "GLOG_v", "3", id="quiet MindSpore"),
-        pytest.param(2, {"GLOG_v": "1"}, "GLOG_v", "1", id="talking MindSpore"),
+        pytest.param(2, {"GLOG_v": "1"}, "GLOG_v", "1", id="verbose MindSpore"),
     ],
 )
-def test_environment_of_the_ranks(monkeypatch, tmp_path, ranks, env, name, value):
+def test_environment_of_the_ranks(monkeypatch, tmp_path, ranks, own, name, value):
     for variable in (*launch.THREAD_VARIABLES, "GLOG_v"):
         monkeypatch.delenv(variable, raising=False)
-    assert launch._environment(env, ranks=ranks, launch_dir=tmp_path, interpreter=sys.executable)[name] == value
+    for variable, text in own.items():
+        monkeypatch.setenv(variable, text)
+    assert launch._environment(ranks=ranks, launch_dir=tmp_path, interpreter=sys.executable)[name] == value
 
 
-def test_environment_reaches_a_rank(run, tmp_path):
-    run("import os; print(os.environ['HCCL_CONNECT_TIMEOUT'])", env={"HCCL_CONNECT_TIMEOUT": "600"})
+def test_this_processs_environment_reaches_a_rank(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "600")
+    run("import os; print(os.environ['HCCL_CONNECT_TIMEOUT'])")
     assert (tmp_path / "logs/rank_0.log").read_text() == "600\n"
+
+
+def test_device_reads_the_variable_that_the_launcher_sets():
+    assert context.LAUNCH_DIR == LAUNCH_DIR
 
 
 def test_a_second_launch_keeps_the_first_ones_logs(run, tmp_path):
@@ -400,7 +417,7 @@ def test_msrun_command(tmp_path, rank_table):
     assert " ".join(command) == (
         f"{python} {tmp_path}/bin/msrun --worker_num 8 --local_worker_num 8 --master_addr 127.0.0.1 --master_port 8118 "
         f"--join True --cluster_time_out 300 --log_dir /logs --worker_log_name rank --tail_worker_log 8 {table}"
-        f"{ROOT}/mae/process_tree.py supervise {python} -m mae.training.engine runs/a"
+        f"{ROOT}/mae/launch/process_tree.py supervise {python} -m mae.training.engine runs/a"
     )
 
 

@@ -1,4 +1,4 @@
-"""The cluster inventory: what it may hold, and the rank table that it makes."""
+"""The cluster inventory: its keys, its errors, and the rank table that is made from it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from datasets.base.errors import InputError
-from mae.cluster.inventory import cluster_table, count_servers, load_cluster
-from mae.cluster.rank_table import check, make_server, merge_tables, write_table
+from mae.cluster.inventory import count_servers, load_cluster
+from mae.cluster.rank_table import RankTableFile, check, make_server, merge_tables, write_table
 from mae.cluster.rank_table_rules import RankTable
 
 EXAMPLE = Path(__file__).parents[3] / "configs" / "cluster_example.yaml"
@@ -21,14 +21,17 @@ def own_table(path: Path, server_id: str, network: int) -> Path:
     return write_table(merge_tables([("test", RankTable(server_list=[server]))]), path).path
 
 
+def written_table(inventory: Path, out: Path) -> RankTableFile:
+    return write_table(load_cluster(inventory).table(), out)
+
+
 def test_example_makes_a_table_of_16_ranks(tmp_path: Path) -> None:
-    cluster = load_cluster(EXAMPLE)
-    made = cluster_table(cluster, tmp_path / "rank_table.json")
+    made = written_table(EXAMPLE, tmp_path / "rank_table.json")
     assert (made.servers, made.ranks, made.warnings, made.reused) == (2, 16, [], False)
     assert check(made.path, strict=True).digest == made.digest
     last = json.loads(made.path.read_text())["server_list"][1]["device"][7]
     assert last == {"device_id": "7", "device_ip": "198.51.100.27", "rank_id": "15"}
-    assert cluster_table(cluster, made.path).reused
+    assert written_table(EXAMPLE, made.path).reused
 
 
 def test_servers_with_addresses_and_with_tables_mix(tmp_path: Path) -> None:
@@ -39,7 +42,7 @@ def test_servers_with_addresses_and_with_tables_mix(tmp_path: Path) -> None:
         f"servers:\n- {{server_id: 10.0.0.9, device_ips: [{addresses}]}}\n"
         "- {server_id: 10.0.0.10, rank_table: tables/ten.json}\n"
     )
-    made = cluster_table(load_cluster(inventory), tmp_path / "rank_table.json")
+    made = written_table(inventory, tmp_path / "rank_table.json")
     servers = json.loads(made.path.read_text())["server_list"]
     assert [server["server_id"] for server in servers] == ["10.0.0.10", "10.0.0.9"]
     assert servers[0]["device"][0] == {"device_id": "0", "device_ip": "10.10.0.0", "rank_id": "0"}
@@ -50,7 +53,7 @@ def test_servers_with_addresses_and_with_tables_mix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         pytest.param("servers: [", "expected YAML", id="no-yaml"),
         pytest.param("- 10.0.0.1", "a YAML mapping, found list", id="a-list"),
@@ -72,18 +75,18 @@ def test_servers_with_addresses_and_with_tables_mix(tmp_path: Path) -> None:
         pytest.param("servers: [{server_id: a, device_ips: []}]", "at least 1 item", id="no-devices"),
         pytest.param(
             "servers: [{server_id: a, device_ips: [10.1.0.0]}, {server_id: a, device_ips: [10.1.0.1]}]",
-            "each server_id once, but a stands there again",
+            "each server_id once, but a is repeated",
             id="server-twice",
         ),
     ],
 )
-def test_inventory_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_inventory_refused(tmp_path: Path, text: str, message: str) -> None:
     inventory = tmp_path / "cluster.yaml"
     inventory.write_text(text)
     with pytest.raises(InputError) as caught:
         load_cluster(inventory)
     assert str(caught.value).startswith(str(inventory))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_absent_inventory(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_absent_inventory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("servers", "said"),
+    ("servers", "message"),
     [
         pytest.param(
             "[{server_id: a, device_ips: [10.1.0.0]}, {server_id: b, device_ips: [10.1.0.0]}]",
@@ -108,11 +111,11 @@ def test_absent_inventory(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_cluster_table_refused(tmp_path: Path, servers: str, said: str) -> None:
+def test_cluster_table_refused(tmp_path: Path, servers: str, message: str) -> None:
     own_table(tmp_path / "own.json", "10.0.0.1", network=1)
     inventory = tmp_path / "cluster.yaml"
     inventory.write_text(f"servers: {servers}\n")
     with pytest.raises(InputError) as caught:
-        cluster_table(load_cluster(inventory), tmp_path / "rank_table.json")
-    assert said in str(caught.value)
+        written_table(inventory, tmp_path / "rank_table.json")
+    assert message in str(caught.value)
     assert not (tmp_path / "rank_table.json").exists()
