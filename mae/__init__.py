@@ -6,7 +6,11 @@ loaded at their first use, so that the command line does not wait for MindSpore.
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +28,33 @@ _MODULES = {
     "pipeline": "api.image_pipeline",
 }
 __all__ = ["AutoConfig", "AutoModel", "Trainer", "load_image", "pipeline"]
+
+
+def _use_own_datasets() -> None:
+    """Make `import datasets` find the package next to this one, here and in child processes.
+
+    Hugging Face publishes another package of this name, which may come first on sys.path.
+
+    Raises:
+        ImportError: another package of this name has been imported already.
+    """
+    root = Path(__file__).resolve().parents[1]
+    own = root / "datasets" / "__init__.py"
+    loaded = sys.modules.get("datasets")
+    found = find_spec("datasets") if loaded is None else loaded.__spec__
+    if found is not None and found.origin is not None and Path(found.origin).resolve() == own:
+        return
+    if loaded is not None:
+        where = loaded.__spec__ and (loaded.__spec__.origin or list(loaded.__path__))
+        raise ImportError(
+            f"datasets: expected maeflow's package {own}, found {where}, which this process imported before mae; "
+            "import mae first, and use Hugging Face's datasets in another process or environment"
+        )
+    sys.path.insert(0, str(root))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+
+
+_use_own_datasets()
 
 
 def __getattr__(name: str) -> Any:
