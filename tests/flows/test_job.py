@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets.base.errors import InputError
-from flows.job import NEEDS, load_job, plan
+from flows.job import NEEDS, load_job, needed_stages
 
 ALL = list(NEEDS)
 OWN_IMAGES = [name for name in ALL if name != "sample-data"]
@@ -24,13 +24,13 @@ OWN_IMAGES = [name for name in ALL if name != "sample-data"]
         pytest.param([], False, [], id="none-named"),
     ],
 )
-def test_plan(stages: list[str] | None, own_images: bool, expected: list[str]) -> None:
-    assert plan(stages, own_images=own_images) == expected
+def test_needed_stages(stages: list[str] | None, own_images: bool, expected: list[str]) -> None:
+    assert needed_stages(stages, own_images=own_images) == expected
 
 
 def test_unknown_stage() -> None:
     with pytest.raises(InputError, match="found 'pre-train'; did you mean pretrain"):
-        plan(["pre-train"], own_images=False)
+        needed_stages(["pre-train"], own_images=False)
 
 
 @pytest.mark.parametrize(

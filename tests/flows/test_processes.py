@@ -9,7 +9,7 @@ import pytest
 
 from datasets.base.errors import InputError
 from flows import processes
-from flows.processes import Started, own_environment, start
+from flows.processes import Service, own_environment, start
 from mae.launch.process_tree import with_variable
 
 STUBBORN = (
@@ -50,7 +50,7 @@ def test_end_takes_what_the_process_has_started_and_nothing_else(
 
 
 def test_another_process_with_the_same_pid_is_not_it(tmp_path: Path) -> None:
-    earlier = Started("earlier", os.getpid(), "1", str(tmp_path / "log"), str(tmp_path / "mark"))
+    earlier = Service("earlier", os.getpid(), "1", str(tmp_path / "log"), str(tmp_path / "mark"))
     assert not earlier.alive()
     earlier.end()  # or this test would end here
 
