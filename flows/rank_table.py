@@ -1,4 +1,4 @@
-"""mae-rank-table: the table of an inventory's servers, or of this server."""
+"""mae-rank-table: the HCCL rank table of an inventory's servers, or of this server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def mae_rank_table(
     overrides: list[str] = [],  # noqa: B006 (the UI's form shows it; nothing changes it)
     cluster: str | None = None,
 ) -> RankTableFile:
-    """Make and check the rank table of a job; `cluster` names an inventory, none means this server's devices."""
+    """Make and check the rank table of a job.
+
+    Args:
+        cluster: inventory of the servers that train together. Default: this server.
+    """
     device = load_config(config, overrides).device
     inventory = Path(cluster) if cluster is not None else None
     return finished(run.rank_table, tasks.rank_table.intact, workspace_path(), device, inventory)

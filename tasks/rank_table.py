@@ -1,4 +1,4 @@
-"""Stage rank-table: which device of which server is which rank."""
+"""Stage rank-table: the file that assigns a rank to each device of each server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.stage import markdown, stage_task, table, unchanged
 
 @stage_task("make and check the rank table", timeout_hours=1)
 def rank_table(workspace: Path, device: DeviceConfig, cluster: Path | None) -> RankTableFile:
-    """Write the table of an inventory's servers, of this server's NPUs, or of the local ranks of a CPU run."""
+    """Write and check the table of an inventory's servers, of this server's NPUs, or of the ranks of a CPU run."""
     made = _made(workspace / "rank_tables", device, cluster)
     checked = check(made.path)
     warnings = sorted({*made.warnings, *checked.warnings})
@@ -23,12 +23,12 @@ def rank_table(workspace: Path, device: DeviceConfig, cluster: Path | None) -> R
 
 
 def intact(result: RankTableFile) -> bool:
-    """Whether the table is there and unchanged."""
+    """Return whether the table exists and is unchanged."""
     return unchanged(result.path, result.digest)
 
 
 def contents(result: RankTableFile) -> str:
-    """The table in two numbers and its warnings, as markdown."""
+    """Return the numbers of servers and ranks and the warnings, as markdown."""
     summary = table(("servers", "ranks"), [(result.servers, result.ranks)])
     return "\n".join([f"`{result.path}`", "", summary, "", *(f"- {warning}" for warning in result.warnings)])
 

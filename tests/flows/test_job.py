@@ -16,7 +16,7 @@ OWN_IMAGES = [name for name in ALL if name != "sample-data"]
     [
         pytest.param(None, False, ALL, id="all"),
         pytest.param(None, True, OWN_IMAGES, id="all-of-own-images"),
-        pytest.param(["validate"], False, ["sample-data", "validate"], id="what-it-needs"),
+        pytest.param(["validate"], False, ["sample-data", "validate"], id="with-those-it-needs"),
         pytest.param(["validate"], True, ["validate"], id="own-images-need-no-sample"),
         pytest.param(["rank-table"], False, ["rank-table"], id="needs-nothing"),
         pytest.param(["pretrain"], True, ["validate", "shard", "rank-table", "pretrain"], id="two-needs"),
@@ -43,11 +43,11 @@ def test_unknown_stage() -> None:
         pytest.param(["data.records=somewhere"], r"data\.records: expected nothing", id="records"),
     ],
 )
-def test_job_that_is_none_of_this_flow(tiny_job: Path, overrides: list[str], message: str) -> None:
+def test_unsuitable_job_is_an_error(tiny_job: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_job(str(tiny_job), overrides, None)
 
 
-def test_data_root_takes_the_place_of_the_configs(tiny_job: Path) -> None:
+def test_data_root_replaces_the_configs(tiny_job: Path) -> None:
     assert load_job(str(tiny_job), ["data.root=there"], "here").data.root == "here"
     assert load_job(str(tiny_job), ["data.root=there"], None).data.root == "there"
