@@ -36,18 +36,23 @@ def _use_own_datasets() -> None:
     Hugging Face publishes another package of this name, which may come first on sys.path.
 
     Raises:
-        ImportError: another package of this name has been imported already.
+        ImportError: the other package has been imported already, or was installed over this project's.
     """
     root = Path(__file__).resolve().parents[1]
     own = root / "datasets" / "__init__.py"
     loaded = sys.modules.get("datasets")
-    found = find_spec("datasets") if loaded is None else loaded.__spec__
-    if found is not None and found.origin is not None and Path(found.origin).resolve() == own:
+    spec = find_spec("datasets") if loaded is None else loaded.__spec__
+    found = None if spec is None else spec.origin or str(list(spec.submodule_search_locations or ()))
+    if "arrow_dataset" in own.read_text():
+        raise ImportError(
+            f"datasets: expected maeflow's package, found Hugging Face's in {own}, installed over it; "
+            "use a separate environment for each, and install maeflow again in this one"
+        )
+    if found is not None and Path(found).resolve() == own:
         return
     if loaded is not None:
-        where = loaded.__spec__ and (loaded.__spec__.origin or list(loaded.__path__))
         raise ImportError(
-            f"datasets: expected maeflow's package {own}, found {where}, which this process imported before mae; "
+            f"datasets: expected maeflow's package {own}, found {found}, which this process imported before mae; "
             "import mae first, and use Hugging Face's datasets in another process or environment"
         )
     sys.path.insert(0, str(root))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_foreign_package_imported_first_is_an_error_that_names_both(tmp_path: Pa
     assert error.startswith(f"ImportError: datasets: expected maeflow's package {OURS}, found ")
     assert str(foreign / "datasets") in error
     assert "import mae first" in error
+
+
+def test_foreign_package_installed_over_ours_is_an_error(tmp_path: Path, foreign: Path) -> None:
+    (foreign / "datasets" / "__init__.py").write_text("from .arrow_dataset import Dataset")
+    (foreign / "mae").mkdir()
+    shutil.copy(ROOT / "mae" / "__init__.py", foreign / "mae")
+    done = run([sys.executable, "-c", "import mae"], foreign, cwd=tmp_path)
+    assert "ImportError: datasets: expected maeflow's package, found Hugging Face's" in done.stderr
 
 
 def test_nothing_changes_where_ours_is_found(tmp_path: Path) -> None:
