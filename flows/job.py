@@ -1,4 +1,4 @@
-"""What a run of the chain is asked to do, checked before anything is spent on it; without Prefect, so in no time."""
+"""The parameters of the chain, checked before anything is computed. Imports no Prefect, so the check takes no time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datasets.base.errors import InputError
 from mae.config import Config, load_config
 from mae.device import check_target
 
-# What each stage needs before it. A data root of one's own takes the place of sample-data.
+# The stages that each stage needs. With images of one's own, sample-data is not needed.
 NEEDS: dict[str, tuple[str, ...]] = {
     "sample-data": (),
     "validate": ("sample-data",),
@@ -21,26 +21,26 @@ NEEDS: dict[str, tuple[str, ...]] = {
 REAL_JOB = "configs/pretrain_vit_b16_800ep.yaml"
 
 
-def prepare(
+def check_job(
     config: str, overrides: list[str], data_root: str | None, stages: list[str] | None
 ) -> tuple[Config, list[str]]:
-    """The job and the stages to run, before anything is spent on them.
+    """Return the job's config and the stages to run.
 
     Raises:
-        InputError: as `load_job` and `plan` do, or the job trains on devices that this machine does not have.
+        InputError: as `load_job` and `needed_stages`, or this machine lacks the devices that the job trains on.
     """
     job = load_job(config, overrides, data_root)
-    wanted = plan(stages, own_images=job.data.root is not None)
+    wanted = needed_stages(stages, own_images=job.data.root is not None)
     if "pretrain" in wanted:
         check_target(job.device)
     return job, wanted
 
 
 def load_job(config: str, overrides: list[str], data_root: str | None) -> Config:
-    """Read the config of a pre-training job; `data_root` takes the place of the config's.
+    """Read the config of a pre-training job. `data_root` replaces the config's data.root unless it is None.
 
     Raises:
-        InputError: the config is at fault, is no pre-training job, or names records, which the chain writes itself.
+        InputError: the config is not valid, not for pre-training, or names records, which the chain itself makes.
     """
     job = load_config(config, overrides)
     if job.task != "pretrain":
@@ -54,11 +54,11 @@ def load_job(config: str, overrides: list[str], data_root: str | None) -> Config
     return job.model_copy(update={"data": job.data.model_copy(update={"root": data_root})})
 
 
-def plan(stages: list[str] | None, *, own_images: bool) -> list[str]:
-    """The named stages and all that they need, in order; none names the last one.
+def needed_stages(stages: list[str] | None, *, own_images: bool) -> list[str]:
+    """Return the named stages and all stages that they need, in the order to run them. None means all stages.
 
     Raises:
-        InputError: a name is no stage.
+        InputError: there is no stage of this name.
     """
     needs = {**NEEDS, "validate": ()} if own_images else NEEDS
     wanted: set[str] = set()

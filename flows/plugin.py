@@ -1,8 +1,8 @@
-"""Lets `prefect deployment run mae-pretrain` take the bare name, which Prefect itself refuses.
+"""A Prefect plugin: `prefect deployment run mae-pretrain` works without the flow's name.
 
-Prefect 3.8 wants <flow>/<deployment> and splits at the slash (client/orchestration/_deployments/client.py). It loads
-this module through the `prefect.plugins` entry point of pyproject.toml, at `import prefect`, wherever plugins are
-enabled: in this repository's root by `[tool.prefect.plugins]`, elsewhere by `PREFECT_PLUGINS_ENABLED=true`.
+Prefect 3.8 itself accepts only <flow>/<deployment> (client/orchestration/_deployments/client.py). `import prefect`
+loads this module through the `prefect.plugins` entry point of pyproject.toml if plugins are enabled. In this
+repository's root `[tool.prefect.plugins]` enables them; elsewhere set PREFECT_PLUGINS_ENABLED=true.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @register_hook
-def setup_environment(*, ctx: HookContext) -> None:  # noqa: ARG001 (Prefect calls it by this name)
-    """Widen `PrefectClient.read_deployment_by_name`, which the command line and `run_deployment` both ask."""
+def setup_environment(*, ctx: HookContext) -> None:  # noqa: ARG001 (Prefect passes it by this name)
+    """Let `PrefectClient.read_deployment_by_name` accept bare names. `run_deployment` and the command line call it."""
     from prefect.client.orchestration import PrefectClient
 
     by_full_name = PrefectClient.read_deployment_by_name
@@ -31,12 +31,12 @@ def setup_environment(*, ctx: HookContext) -> None:  # noqa: ARG001 (Prefect cal
 
 
 async def full_name(client: PrefectClient, name: str) -> str:
-    """The <flow>/<deployment> name of the only deployment called `name`.
+    """Return <flow>/<deployment> for the only deployment called `name`.
 
-    A name that no deployment has becomes <name>/<name>, so that Prefect's own "not found" answers.
+    If there is none, return <name>/<name>: Prefect then reports that it is not found.
 
     Raises:
-        ValueError: deployments of several flows have this name.
+        ValueError: several flows have a deployment of this name.
     """
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 

@@ -1,4 +1,4 @@
-"""mae-predict: a checkpoint's predictions for images."""
+"""mae-predict: apply a checkpoint to images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from mae.prediction.predict import Predictions
 
 @flow(name="mae-predict")
 def mae_predict(checkpoint: str, images: list[str], out: str, target: Target = "CPU", seed: int = 0) -> Predictions:
-    """Predict images into the folder `out`: reconstructions for a MAE, else classes.
+    """Write a checkpoint's predictions to the folder `out`: reconstructions from a MAE, classes from a classifier.
 
-    `checkpoint` is a known name or a path; `images` are files, folders or http(s) addresses.
+    Args:
+        checkpoint: name of a published model, or path.
+        images: files, folders or http(s) addresses.
     """
     return tasks.predict.predict(checkpoint, images, Path(out), target, seed)

@@ -1,4 +1,4 @@
-"""mae-prepare-data: images to validated MindRecord shards, on any machine; `mae-pretrain` then finds them finished."""
+"""mae-prepare-data: from images to validated MindRecord shards. Needs no NPU; `mae-pretrain` reuses the shards."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def mae_prepare_data(
     data_root: str | None = None,
     tars: list[str] = [],  # noqa: B006
 ) -> Records:
-    """Validate and shard what the config's `data` section says; the parameters are those of `mae-pretrain`.
+    """Validate and shard the images of a config's `data` section.
 
     Args:
-        tars: archives to unpack first, into the data root or else into the workspace: those of ILSVRC 2012, or any
-            that `mae data unpack` knows.
+        config: as for `mae-pretrain`, like overrides and data_root.
+        tars: archives to unpack first, as for `mae data unpack`. They are unpacked into the data root, or into the
+            workspace if there is none.
     """
     data = load_job(config, overrides, data_root).data
     workspace = workspace_path()

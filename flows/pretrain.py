@@ -1,4 +1,4 @@
-"""mae-pretrain: from a folder of images to a judged, reported checkpoint.
+"""mae-pretrain: from a folder of images to an evaluated checkpoint and a report.
 
 prefect deployment run mae-pretrain -p config=configs/demo.yaml     in the worker of `make up`
 python -m flows.pretrain configs/demo.yaml                          here, with a Prefect server of its own: `make demo`
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below: Prefect reads its settings when it is imported
     import sys
+    from importlib import import_module
 
     from flows.embedded import main
 
-    sys.exit(main())
+    sys.exit(main(lambda: import_module("flows.pretrain").mae_pretrain))
 
 import logging
 from pathlib import Path
@@ -32,7 +33,7 @@ import tasks.train
 import tasks.validate
 from datasets.base.files import StageResult
 from flows import stages as run
-from flows.job import REAL_JOB, prepare
+from flows.job import REAL_JOB, check_job
 from flows.runners import spread
 from flows.stages import finished, workspace_path
 from mae.cluster import check_inventory
@@ -45,20 +46,20 @@ logger = logging.getLogger(__name__)
 
 
 class Chain(StageResult):
-    """Where the chain's results are; what was not asked for is none."""
+    """Paths of the chain's results; None for a stage that was not run."""
 
     run_dir: Path | None = None
     report: Path | None = None
 
 
 def end_training(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 (Prefect's hook)
-    """End the ranks of a cancelled or crashed run, whose own process may be gone: the worker calls this."""
+    """End the ranks of a cancelled or crashed run. The worker calls this, as the run's own process may be gone."""
     for run_dir in training_directories(flow_run.id):
         reap(run_dir)
 
 
 def training_directories(flow_run_id: UUID) -> list[Path]:
-    """The run directories that a parent run has trained in, from the recorded parameters of its stage runs."""
+    """Return the run directories that a flow run has trained in, from the recorded parameters of its stage runs."""
     of_parent = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]))
     with get_client(sync_client=True) as client:
         named = FlowFilter(name=FlowFilterName(any_=[run.pretrain.name]))
@@ -75,16 +76,16 @@ def mae_pretrain(
     cluster: str | None = None,
     stages: list[str] | None = None,
 ) -> Chain:
-    """Run the chain, or the named stages with everything that they need before them.
+    """Run the chain, or the named stages and those that they need.
 
     Args:
-        config: YAML job config; the default is the real job, ViT-B/16 for 800 epochs on Ascend.
+        config: YAML job config. The default is the real job: ViT-B/16, 800 epochs, on Ascend.
         overrides: key=value changes to the config, e.g. pretrain.epochs=5.
-        data_root: folder of images; none takes the config's, or the shipped sample.
-        cluster: inventory of the servers that train together; none means this server.
-        stages: names of stages; none runs all.
+        data_root: folder of images. Default: the config's data.root, or the shipped sample.
+        cluster: inventory of the servers that train together. Default: this server.
+        stages: names of stages. Default: all.
     """
-    job, wanted = prepare(config, overrides, data_root, stages)
+    job, wanted = check_job(config, overrides, data_root, stages)
     if cluster is not None and "pretrain" in wanted:
         check_inventory(Path(cluster), job.device)
     workspace = workspace_path()

@@ -1,6 +1,6 @@
-"""Prefect's processes: what they may know of this machine's Prefect, whether they live, how they end.
+"""Prefect's processes: the environment they get, whether they are alive, how they end.
 
-Nothing here imports Prefect, which reads its settings when it is imported: these functions decide those settings.
+Nothing here may import Prefect: it reads its settings when it is imported, and these functions make those settings.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,18 @@ from pathlib import Path
 from datasets.base.errors import InputError
 from mae.launch import started, with_variable
 
-STARTUP_SECONDS = 120  # a first start writes the database's schema: about 8 s on two quiet cores
+STARTUP_SECONDS = 120  # the first start creates the database's tables: about 8 s on two idle cores
 GRACE_SECONDS = 20
-MARK = "MAE_STARTED_AS"  # in the environment of each process started here, and of all that they start
+MARK = "MAE_STARTED_AS"  # an environment variable of each process started here; its own children inherit it
 
 
 @dataclass(frozen=True)
-class Started:
-    """A process started here: a pid with its start time is never another one's."""
+class Service:
+    """A background process started here. Linux may reuse a pid; a pid with its start time is unique.
+
+    Args:
+        mark: the value of MARK, different for every start.
+    """
 
     name: str
     pid: int
@@ -34,14 +39,14 @@ class Started:
     mark: str
 
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Return whether the process is running."""
         return started(self.pid) == self.start_time
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Wait for it to be ready.
+        """Wait until `ready` returns True.
 
         Raises:
-            InputError: it ended, or took longer than STARTUP_SECONDS.
+            InputError: the process ended, or was not ready within STARTUP_SECONDS.
         """
         deadline = time.monotonic() + STARTUP_SECONDS
         while not ready():
@@ -53,7 +58,7 @@ class Started:
             time.sleep(0.1)
 
     def end(self) -> None:
-        """SIGTERM, after at most GRACE_SECONDS SIGKILL to it and to all that it has started and left behind."""
+        """Send SIGTERM and wait up to GRACE_SECONDS, then kill what is left of the process and its children."""
         if self.alive():
             os.kill(self.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -61,14 +66,21 @@ class Started:
             time.sleep(0.1)
         while left := with_variable(MARK, self.mark):
             for pid in left:
-                _kill(pid)
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
 
 
-def start(name: str, command: list[str], environment: dict[str, str], home: Path) -> Started:
-    """Start a process in a session of its own, which Ctrl-C does not reach, with its output in <home>/<name>.log."""
+def start(
+    name: str, command: list[str], environment: dict[str, str], home: Path, *, keep_open: tuple[int, ...] = ()
+) -> Service:
+    """Start a process in its own session, which Ctrl-C does not reach. Its output goes to <home>/<name>.log.
+
+    Args:
+        keep_open: file descriptors that the process inherits.
+    """
     log = home / f"{name}.log"
-    mark = f"{home}/{name}"
+    mark = f"{home}/{name}/{uuid.uuid4().hex}"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -77,34 +89,30 @@ def start(name: str, command: list[str], environment: dict[str, str], home: Path
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=keep_open,
         )
-    return Started(name, process.pid, started(process.pid) or "", str(log), mark)
+    return Service(name, process.pid, started(process.pid) or "", str(log), mark)
 
 
 def own_environment(home: Path, settings: dict[str, str], *, keep: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment with Prefect confined to `home`, and silent towards the outside.
+    """Return this process's environment with Prefect confined to `home` and its telemetry off.
 
     Args:
         settings: PREFECT_* variables; they win over pyproject.toml and over any profile.
-        keep: beginnings of the names of the user's own PREFECT_* variables that still count.
+        keep: prefixes of the user's own PREFECT_* variables that stay; all others are dropped.
     """
-    users_own = {
+    kept = {
         name: value for name, value in os.environ.items() if not name.startswith("PREFECT_") or name.startswith(keep)
     }
+    kept.setdefault("GLOG_v", "3")  # MindSpore logs errors only, as in the ranks
     quiet = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    users_own.setdefault("GLOG_v", "3")  # MindSpore logs errors only, as in the ranks
-    return {**users_own, **quiet, "PREFECT_HOME": str(home), **settings}
+    return {**kept, **quiet, "PREFECT_HOME": str(home), **settings}
 
 
 def healthy(api_url: str) -> bool:
-    """Whether a Prefect API answers."""
+    """Return whether a Prefect API answers at this address."""
     try:
         with urllib.request.urlopen(f"{api_url}/health", timeout=2) as response:
             return bool(response.status == 200)
     except OSError:
         return False
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-        os.kill(pid, signal.SIGKILL)

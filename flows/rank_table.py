@@ -1,4 +1,4 @@
-"""mae-rank-table: write the rank table of the servers in an inventory, or of this server."""
+"""mae-rank-table: the HCCL rank table of an inventory's servers, or of this server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def mae_rank_table(
     overrides: list[str] = [],  # noqa: B006 (the UI's form shows it; nothing changes it)
     cluster: str | None = None,
 ) -> RankTableFile:
-    """Make and check the rank table of a job. Without an inventory, `cluster`, it lists the devices of this server."""
+    """Make and check the rank table of a job.
+
+    Args:
+        cluster: inventory of the servers that train together. Default: this server.
+    """
     device = load_config(config, overrides).device
     inventory = Path(cluster) if cluster is not None else None
     return finished(run.rank_table, tasks.rank_table.intact, workspace_path(), device, inventory)

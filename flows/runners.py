@@ -1,4 +1,4 @@
-"""Where the tasks of the data stages run: in threads of this machine, or on the workers of a Dask cluster."""
+"""Run the tasks of the data stages in threads of this machine, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -18,30 +18,25 @@ R = TypeVar("R")
 
 
 def spread(subflow: Flow[P, R], data: DataConfig) -> Flow[P, R]:
-    """The same stage with its mapped tasks where `data.dask` says.
+    """Return the stage with its mapped tasks on the Dask cluster `data.dask`, or else on one thread per core.
+
+    The cluster's workers need this package, and the images and the workspace under the same paths.
 
     Raises:
-        InputError: a cluster is named, and the extra that knows Dask is not installed.
+        InputError: a cluster is named, but prefect-dask is not installed.
     """
-    return subflow.with_options(task_runner=task_runner(data.dask))
-
-
-def task_runner(dask: str | None) -> TaskRunner[Any]:
-    """As many threads as cores, or the cluster whose scheduler has this address.
-
-    A cluster's workers need this package and the same paths to the images and the workspace.
-    """
-    if dask is None:
-        return ThreadPoolTaskRunner(max_workers=len(os.sched_getaffinity(0)))
+    if data.dask is None:
+        threads: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=len(os.sched_getaffinity(0)))
+        return subflow.with_options(task_runner=threads)
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
         todo = "run `pip install -e '.[dask]' -c constraints.txt`, or leave data.dask out to work on this machine"
         raise InputError("data.dask", expected="an installed prefect-dask", found="none", todo=todo) from None
-    return DaskTaskRunner(address=dask)
+    return subflow.with_options(task_runner=DaskTaskRunner(address=data.dask))
 
 
 def results(futures: Sequence[PrefectFuture[R]]) -> list[R]:
-    """The results of mapped tasks, once all have ended; raises what the first failed one did."""
+    """Wait until all mapped tasks have ended; return their results, or raise the error of the first that failed."""
     wait(list(futures))
     return [future.result() for future in futures]

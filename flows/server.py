@@ -3,7 +3,7 @@
     python -m flows.server up [--workspace DIR] [--port N]
     python -m flows.server down [--workspace DIR]
 
-Everything lives in <workspace>/.prefect/server: the SQLite database, the logs, and state.json, which says what runs.
+The SQLite database, the logs and state.json, a list of the running processes, are in <workspace>/.prefect/server.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from pathlib import Path
 
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
-from flows.processes import Started, healthy, own_environment, start
+from flows.processes import Service, healthy, own_environment, start
 
 ROOT = Path(__file__).resolve().parent.parent
 POOL = "mae-process"
-HEARTBEAT_SECONDS = 30  # Prefect's shortest
-PORT = 4200  # the one that `[tool.prefect.api]` of pyproject.toml names
+HEARTBEAT_SECONDS = 30  # the shortest that Prefect accepts
+PORT = 4200  # also in `[tool.prefect.api]` of pyproject.toml
 PROCESSES = ("server", "worker")
 USERS_OWN = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_", "PREFECT_LOGGING_")  # e.g. a PostgreSQL address
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Start or stop; returns 0 when it is done and 1 when it cannot be. Wrong usage exits with 2."""
+    """Start or stop. Returns 0 on success and 1 on an error, which is printed. Wrong usage exits with 2."""
     parser = argparse.ArgumentParser("python -m flows.server", description=__doc__.split("\n")[0])
     parser.add_argument("command", choices=["up", "down"])
     workspace = Path(os.environ.get("MAE_WORKSPACE", "workspace"))
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def up(workspace: Path, port: int) -> None:
-    """Start the server, deploy, start the worker; a second call finds them running.
+    """Start the server, create the deployments and start the worker. A second call changes nothing.
 
     Raises:
-        InputError: the port is taken, or a process does not come up; its log says why.
+        InputError: the port is in use, or a process does not start; the error ends with its log's last lines.
     """
     home = server_home(workspace)
     running, running_port = _running(home)
@@ -64,7 +64,7 @@ def up(workspace: Path, port: int) -> None:
         print(f"already running\n{_next_steps(running_port)}")
         return
     if running:
-        print(f"only the {running[0].name} still runs; starting again")
+        print(f"only the {running[0].name} is running; starting both again")
         down(workspace)
     _require_free(port)
     home.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def up(workspace: Path, port: int) -> None:
 
 
 def down(workspace: Path) -> None:
-    """End what `up` started and what those processes started; a run in progress can be retried after the next `up`."""
+    """End the server, the worker and all their children. Runs in progress can be retried after the next `up`."""
     home = server_home(workspace)
     running, port = _running(home)
     if not running:
@@ -94,7 +94,7 @@ def down(workspace: Path) -> None:
 
 
 def server_home(workspace: Path) -> Path:
-    """Where the server, its database and its logs are."""
+    """Return the folder of the server's database, logs and state.json."""
     return workspace / ".prefect" / "server"
 
 
@@ -120,9 +120,9 @@ def _start_all(home: Path, port: int, environment: dict[str, str]) -> None:
 def _settings(port: int) -> dict[str, str]:
     return {
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # asks for a host of Amplitude's, whatever the analytics setting
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # it contacts amplitude.com even with analytics switched off
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_PLUGINS_ENABLED": "false",  # bare names are for a user's shell; a hook's process would log an error
+        "PREFECT_PLUGINS_ENABLED": "false",  # only a user's shell needs bare names; hooks would log an error
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     }
@@ -130,7 +130,7 @@ def _settings(port: int) -> dict[str, str]:
 
 def _require_free(port: int) -> None:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just stopped is no obstacle
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port whose server has just ended is free
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -148,9 +148,9 @@ def _call(command: list[str], environment: dict[str, str]) -> None:
 
 
 def _watch_for_dead_runs() -> None:
-    """Have the server call a run crashed, so that it can be retried, when its heartbeats stop without an end.
+    """Create the automation that sets a run to Crashed when its heartbeats stop, so that it can be retried.
 
-    prefect.yaml cannot hold this automation: the `triggers:` of a deployment only ever run that deployment.
+    It cannot be in prefect.yaml: the `triggers:` of a deployment can only run that deployment.
     """
     from prefect.automations import Automation, EventTrigger, Posture
     from prefect.client.schemas.objects import StateType
@@ -164,7 +164,7 @@ def _watch_for_dead_runs() -> None:
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=timedelta(seconds=4 * HEARTBEAT_SECONDS),  # below three a healthy run would be called crashed
+        within=timedelta(seconds=4 * HEARTBEAT_SECONDS),  # below 3 heartbeats, healthy runs would be set to Crashed
     )
     action = ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: its process or its worker is gone")
     name = "crash runs without heartbeat"
@@ -199,17 +199,17 @@ def _crash_active_runs() -> None:
                 print(f"run {run.name} ended; after the next `make up`: prefect flow-run retry {run.id}")
 
 
-def _running(home: Path) -> tuple[list[Started], int]:
-    """Those of the started processes that live, the server first, and the server's port."""
+def _running(home: Path) -> tuple[list[Service], int]:
+    """Return those of PROCESSES that are running, in that order, and the server's port."""
     try:
         state = json.loads(_state_file(home).read_text())
     except FileNotFoundError:
         return [], PORT
-    remembered = [Started(**process) for process in state["processes"]]
+    remembered = [Service(**process) for process in state["processes"]]
     return [process for process in remembered if process.alive()], state["port"]
 
 
-def _remember(home: Path, port: int, processes: list[Started]) -> None:
+def _remember(home: Path, port: int, processes: list[Service]) -> None:
     write_json(_state_file(home), {"port": port, "processes": [dataclasses.asdict(process) for process in processes]})
 
 

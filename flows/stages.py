@@ -1,7 +1,7 @@
-"""The stages as subflows: one labelled box each in the UI, with its tasks inside.
+"""Each stage as a subflow, which the UI draws as one box with its tasks inside.
 
-The subflows' results are persisted, so that a retried parent run takes them instead of running the stage again. A
-result is only trusted after `finished` has looked at the files that it names.
+Prefect stores the subflows' results. A retried parent run takes a stored result instead of running the stage again,
+after `finished` has checked the files that the result names.
 """
 
 from __future__ import annotations
@@ -48,44 +48,45 @@ show_library_logs()
 
 
 def workspace_path() -> Path:
-    """Where the stages write: $MAE_WORKSPACE, as an absolute path."""
+    """Return $MAE_WORKSPACE, the folder that all stages write to, as an absolute path."""
     return Path(os.environ.get("MAE_WORKSPACE", "workspace")).resolve()
 
 
 def stage(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
-    """Make a subflow of a stage function, whose result is kept for the parent's retries.
+    """Make a function a subflow whose result is stored for retries of the parent run.
 
-    It is kept as Prefect does by default, pickled: with its JSON serializer Prefect 3.8 gives back a model as a dict.
+    The result is pickled, which is Prefect's default. Its JSON serializer (3.8) would return a dict for a model.
     """
     return flow(name=name, flow_run_name=name, persist_result=True)
 
 
 def finished(subflow: Flow[P, R], intact: Callable[[R], bool], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call a stage until its result's files are there and unchanged.
+    """Call a stage and return its result, once `intact` finds the result's files there and unchanged.
 
-    On a retry of the parent run, call n of a stage answers with the result of the earlier call n, if that finished; the
-    first call beyond those does the work. So no attempt of the parent needs more calls than the run has had attempts.
+    When the parent run is retried, Prefect returns the stored result of each stage that finished. If that result's
+    files are gone, call the stage again: the next call has no stored result and does the work. Each attempt stores at
+    most one result of a stage, so as many calls as the parent run has had attempts are enough.
 
     Raises:
-        InputError: the stage did its work and its files are still not there.
+        InputError: the stage has run, and its files are not there or changed.
     """
     for calls_left in reversed(range(runtime.flow_run.run_count or 1)):
         worked, started = dict(seconds_of_work), time.monotonic()
-        # A stage lives in its parent's process, whose heartbeat is enough; its own would cost a second at its end.
+        # The parent's heartbeat covers the stage, which runs in the same process; another would cost a second.
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             result = subflow(*args, **kwargs)
         if intact(result):
             how = "reused" if result.reused else "done"
-            if seconds_of_work == worked:  # no task ran
+            if seconds_of_work == worked:  # no task has run
                 how = "kept from the earlier attempt"
             logger.info("%s: %s in %.1f s", subflow.name, how, time.monotonic() - started)
             return result
         if calls_left:
-            logger.warning("%s: files of the finished stage are gone or changed, so it runs again", subflow.name)
+            logger.warning("%s: files of the finished stage are missing or changed; running it again", subflow.name)
     raise InputError(
         f"stage {subflow.name}",
-        expected="files as its result names them",
-        found=f"others: {result.model_dump_json()}",
+        expected="the files that its result names, unchanged",
+        found=f"missing or changed files: {result.model_dump_json()}",
         todo="check that nothing else writes to this workspace, then retry the run",
     )
 
@@ -98,20 +99,20 @@ def sample_data(workspace: Path) -> SampleData:
 
 @stage("unpack")
 def unpack(tars: list[Path], root: Path) -> Unpacked:
-    """Turn archives into a data root."""
+    """Unpack archives into a data root."""
     return tasks.unpack.unpack(tars, root)
 
 
 @stage("validate")
 def validate(root: Path, workspace: Path, data: DataConfig) -> Validation:
-    """Look at every file of the data root."""
+    """Check every file of the data root."""
     found = tasks.validate.plan(root, workspace, data)
     return tasks.validate.conclude(found, results(tasks.validate.examine.map(found.units)))
 
 
 @stage("shard")
 def shard(validation: Validation, workspace: Path, data: DataConfig) -> Records:
-    """Write the valid images as MindRecord."""
+    """Write the valid images as MindRecord files."""
     out = tasks.shard.directory(validation.directory, workspace, data)
     with sole_writer(out):
         found = tasks.shard.plan(validation.directory, out, data)
@@ -127,13 +128,13 @@ def rank_table(workspace: Path, device: DeviceConfig, cluster: Path | None) -> R
 
 @stage("pretrain")
 def pretrain(config: Config, workspace: Path, rank_table: RankTableFile) -> Training:
-    """Pre-train on the records that `config.data.records` names."""
+    """Pre-train on the records of `config.data.records`."""
     return tasks.train.train(config, workspace, rank_table.path)
 
 
 @stage("evaluate")
 def evaluate(config: Config, checkpoint: Path, records: Path, workspace: Path, refresh: bool = False) -> Evaluations:
-    """Measure the encoder by every protocol that the config has a section for."""
+    """Evaluate the encoder by each protocol that the config has a section for."""
     measure = tasks.evaluate.evaluate
     items = [
         measure(protocol, checkpoint, records, config, workspace, refresh)

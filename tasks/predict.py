@@ -1,4 +1,4 @@
-"""Predictions: what a checkpoint makes of single images."""
+"""Apply a checkpoint to single images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PICTURES = 20  # two of each class of the sample; the report shows at most 24
 
 @stage_task("predict", timeout_hours=24)
 def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: Target, seed: int = 0) -> Predictions:
-    """Predict each image: reconstructions for a MAE, classes for a classifier."""
+    """Predict each image: a reconstruction from a MAE, classes from a classifier."""
     return predict_images(checkpoint, images, out, target=target, seed=seed)
 
 
 def validation_images(validation: Validation, count: int = PICTURES) -> list[Path]:
-    """Evenly spaced usable validation images, so that all classes have their turn; in manifest order."""
+    """Return `count` usable validation images, evenly spaced in the manifest so that they come from all classes."""
     kept = [("split", "=", "val"), ("kept", "=", True)]
     usable = pq.read_table(validation.directory / MANIFEST, columns=["path"], filters=kept).column("path")
     taken = min(count, len(usable))

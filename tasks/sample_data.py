@@ -15,5 +15,5 @@ def unpack(workspace: Path) -> SampleData:
 
 
 def intact(result: SampleData) -> bool:
-    """Whether the folder is there; the next stage lists every file of it."""
+    """Return whether the folder exists. The next stage lists all its files."""
     return (result.root / MARKER).is_file()

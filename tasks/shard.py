@@ -1,4 +1,4 @@
-"""Stage shard: the valid images as MindRecord files, in groups of shards that may be written on several machines."""
+"""Stage shard: write the valid images as MindRecord files, in groups of shards that several machines can share."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from datasets.records.writer import Group, write_group
 from mae.config.sections import DataConfig
 from tasks.stage import markdown, stage_task, table
 
-SEED = 0  # of the order in the shards; not the job's, so that jobs of several seeds share their records
+SEED = 0  # of the images' order in the shards; not the job's seed, so that jobs with different seeds share records
 
 
 def directory(validation_directory: Path, workspace: Path, data: DataConfig) -> Path:
-    """Where the records of a validation go."""
+    """Return the directory for the records of a validation."""
     mb, side = data.shard_mb, data.short_side
     return records_directory(workspace, validation_directory, shard_mb=mb, short_side=side, seed=SEED)
 
 
 @stage_task("plan the shards", timeout_hours=4)
 def plan(validation_directory: Path, out: Path, data: DataConfig) -> Plan:
-    """Find out which shards are to be written."""
+    """Return the groups of shards to write."""
     return plan_shards(validation_directory, out, shard_mb=data.shard_mb, short_side=data.short_side, seed=SEED)
 
 
 @stage_task("write shards", run_name="write {group.label}", timeout_hours=24)
 def write(group: Group) -> int:
-    """Write those shards of a group that are missing, in a process of their own; their number."""
+    """Write the missing shards of a group in a separate process; return their number."""
     return apart(write_group, group)
 
 
@@ -44,7 +44,7 @@ def conclude(found: Plan) -> Records:
 
 
 def intact(result: Records) -> bool:
-    """Whether the index is the one that was written and its files are there; `mae data check` reads them."""
+    """Return whether the index is unchanged and its files exist. (`mae data check` also reads the files.)"""
     try:
         index = load_index(result.directory)
     except InputError:
@@ -54,7 +54,7 @@ def intact(result: Records) -> bool:
 
 
 def counts(result: Records) -> str:
-    """What was written, as markdown."""
+    """Return the numbers of shards, classes and images, as markdown."""
     rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
     return (
         f"`{result.directory}`: {result.shards} shards, {len(result.classes)} classes. "

@@ -1,4 +1,4 @@
-"""What the tasks share: when a call is worth repeating, what an operator sees of it, how long it took."""
+"""Shared by all tasks: retries, timing, logs, and the pages that an operator sees in Prefect's UI."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from datasets.base.errors import InputError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RETRY_DELAYS = [2.0, 10.0, 30.0]  # seconds: a full disk or a shared file system that comes back
+RETRY_DELAYS = [2.0, 10.0, 30.0]  # seconds in which a full disk or a shared file system may recover
 
 logger = logging.getLogger(__name__)
-seconds_of_work: dict[str, float] = {}  # by task name, of this process; the rest of a run is the flow's own overhead
+seconds_of_work: dict[str, float] = {}  # of this process, by task name; the rest of a run's time is overhead
 
 
 def stage_task(
@@ -34,15 +34,15 @@ def stage_task(
     timeout_hours: float | None = None,
     final: tuple[type[Exception], ...] = (),
 ) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a Prefect task of one call into datasets/ or mae/.
+    """Make a function that calls datasets/ or mae/ a Prefect task.
 
-    A failed call is made again after each of RETRY_DELAYS, unless it raised InputError: that cannot help.
+    A failed call is repeated after each of RETRY_DELAYS, except after an InputError, which a retry cannot fix.
 
     Args:
-        name: plain ASCII, as the UI's graph draws no other.
-        run_name: template of a call's own name, with the parameters in braces; default: the name.
-        timeout_hours: a limit that no healthy call comes near.
-        final: other errors that somebody should look at before the call is made again.
+        name: plain ASCII; the UI's graph draws no other characters.
+        run_name: template for the name of a single call, with parameters in braces. Default: `name`.
+        timeout_hours: far above the time of any healthy call.
+        final: more errors after which the call is not repeated, as a person has to look first.
     """
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -67,26 +67,26 @@ def stage_task(
 
 
 def markdown(key: str, text: str) -> None:
-    """Attach a markdown page to the current task run; a task called without Prefect (`.fn`) shows none."""
+    """Attach a markdown page to the current task run. Without a task run (a task called as `.fn`) do nothing."""
     if TaskRunContext.get() is not None:
         create_markdown_artifact(text, key=key)
 
 
 def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """A markdown table."""
+    """Return a markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def unchanged(path: Path, digest: str) -> bool:
-    """Whether a file is there and still has the digest that a result promised."""
+    """Return whether a file exists and has this digest."""
     return path.is_file() and file_digest(path) == digest
 
 
 def show_library_logs() -> None:
-    """Send what datasets/, mae/ and the flows log to the Prefect run that called them, from level INFO.
+    """Send the log lines of this project's packages, from level INFO, to the Prefect run that they belong to.
 
-    Prefect's own setting for it, PREFECT_LOGGING_EXTRA_LOGGERS, leaves their level at WARNING.
+    Prefect's setting for this, PREFECT_LOGGING_EXTRA_LOGGERS, would keep their level at WARNING.
     """
     for name in ("datasets", "mae", "tasks", "flows"):
         library = logging.getLogger(name)
@@ -98,13 +98,16 @@ def show_library_logs() -> None:
 
 
 def _worth_repeating(final: tuple[type[Exception], ...]) -> Callable[[Task[..., Any], TaskRun, State[Any]], bool]:
-    """Prefect's question after a failed call. It has to be a function: of any other callable Prefect takes a "no"."""
+    """Return the function that Prefect calls when a call has failed and retries are left.
 
-    def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 (Prefect's call)
+    It must be a plain function: Prefect 3.8 never repeats the call if it is another kind of callable.
+    """
+
+    def worth_repeating(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 (Prefect's signature)
         error = state.data
         if isinstance(error, final):
             return False
-        logger.warning("%s: %s: %s", task.name, type(error).__name__, error)
+        logger.warning("%s: failed and is tried again: %s: %s", task.name, type(error).__name__, error)
         return True
 
     return worth_repeating

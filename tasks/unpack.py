@@ -1,4 +1,4 @@
-"""Stage unpack: archives as folders of images."""
+"""Stage unpack: from archives to class folders of images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.stage import markdown, stage_task, table
 
 
 def images_root(workspace: Path, tars: list[Path], data: DataConfig) -> Path:
-    """Where archives are unpacked: the config's data root, or a folder of the workspace named by the archives."""
+    """Return the folder to unpack to: the config's data root, or one in the workspace named after the archives."""
     if data.root is not None:
         return Path(data.root)
     names = sorted(str(tar.absolute()) for tar in tars)
@@ -21,19 +21,19 @@ def images_root(workspace: Path, tars: list[Path], data: DataConfig) -> Path:
 
 @stage_task("unpack the archives", timeout_hours=48)
 def unpack(tars: list[Path], root: Path) -> Unpacked:
-    """Unpack archives of images into the root; published ones are checked by their md5."""
+    """Unpack archives of images into the root. Published archives are checked by their MD5."""
     result = unpack_archives(tars, root)
     markdown("unpacked", counts(result))
     return result
 
 
 def intact(result: Unpacked) -> bool:
-    """Whether the root is one that was unpacked; the next stage lists every file of it."""
+    """Return whether the root was unpacked to the end. The next stage lists all its files."""
     return (result.root / MARKER).is_file()
 
 
 def counts(result: Unpacked) -> str:
-    """What was unpacked, as markdown."""
+    """Return the numbers of class folders and images, as markdown."""
     rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
-    rows += [("left out, beside the class folders", f"{result.left_out:,}")] if result.left_out else []
+    rows += [("left out, outside the class folders", f"{result.left_out:,}")] if result.left_out else []
     return f"`{result.root}`: {result.classes:,} class folders.\n\n{table(('split', 'images'), rows)}"

@@ -21,7 +21,7 @@ logistic: {pool: mean, tol: 0.01}
 
 @pytest.fixture(scope="session")
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 + 20 images of ten classes."""
+    """A folder with 100 training and 20 validation images of ten classes."""
     root = tmp_path_factory.mktemp("data") / "tiny"
     unpack_sample(root, train_per_class=10, val_per_class=2)
     return root
@@ -29,7 +29,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job of one rank that takes a few seconds."""
+    """The config of a job with one rank that takes a few seconds."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(TINY_JOB)
     return path
@@ -37,6 +37,6 @@ def tiny_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace of the test's own."""
+    """An empty workspace for one test."""
     monkeypatch.setenv("MAE_WORKSPACE", str(tmp_path / "workspace"))
     return tmp_path / "workspace"

@@ -1,4 +1,4 @@
-"""The data stages on a real Dask cluster of this machine, one of whose workers dies at work."""
+"""The data stages on a real Dask cluster of this machine; one worker is killed at work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from datasets.records.shard import shard
 from datasets.sample import unpack_sample
 from datasets.validation.validate import Validation, validate
 from flows import runners, stages
-from flows.runners import spread, task_runner
+from flows.runners import spread
 from mae.config.sections import DataConfig
 
 distributed = pytest.importorskip("distributed")
@@ -38,22 +38,22 @@ def validation(tmp_path_factory: pytest.TempPathFactory) -> Validation:
 
 @pytest.fixture
 def cluster() -> Iterator[object]:
-    """Two worker processes of one thread each, under nannies that restart them."""
+    """A cluster of two worker processes with one thread each; their nannies restart them."""
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
         yield cluster
 
 
 def contents(records: Records) -> dict[str, bytes]:
-    """Every file but those that tell when and where the records were made."""
+    """Return every file except stamps.json, which records when and where the records were made."""
     directory = records.directory
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != "stamps.json"]
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
-@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "a_worker_killed"])
-def test_shards_are_those_of_one_process(
-    validation: Validation, workspace: Path, tmp_path: Path, cluster: object, killed: bool
+def test_cluster_writes_the_same_shards_although_a_worker_is_killed(
+    validation: Validation, workspace: Path, tmp_path: Path, cluster: object
 ) -> None:
     data = DataConfig(shard_mb=1, dask=cluster.scheduler_address)
     out = tasks.shard.directory(validation.directory, workspace, data)
@@ -62,7 +62,7 @@ def test_shards_are_those_of_one_process(
     victims: list[int] = []
 
     def kill_one_at_work() -> None:
-        """SIGKILL a worker that is writing a shard while others are finished and others still to come."""
+        """SIGKILL a worker that writes a shard, when some shards are finished and some have not been started."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             finished = len(list(out.parent.glob(f"{out.name}.partial-*/entries/*.json")))
@@ -73,12 +73,10 @@ def test_shards_are_those_of_one_process(
             time.sleep(0.002)
 
     thread = threading.Thread(target=kill_one_at_work)
-    if killed:
-        thread.start()
+    thread.start()
     records = spread(stages.shard, data)(validation, workspace, data)
-    if killed:
-        thread.join()
-        assert victims, "no worker was at work"
+    thread.join()
+    assert victims, "no worker was at work"
     expected = shard(validation.directory, tmp_path / "here", shard_mb=1, seed=tasks.shard.SEED)
     assert contents(records) == contents(expected)
     assert check(records.directory, root=validation.root).shards == expected.shards == SHARDS
@@ -93,10 +91,10 @@ def test_threads_of_this_machine_write_the_same(validation: Validation, workspac
     assert len(load_index(records.directory).all_shards()) == 3
 
 
-def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with pytest.raises(InputError, match=r"data\.dask: .*pip install -e '\.\[dask\]'"):
-        task_runner("tcp://127.0.0.1:1")
+        spread(stages.shard, DataConfig(dask="tcp://127.0.0.1:1"))
 
 
 @pytest.mark.usefixtures("prefect_api")

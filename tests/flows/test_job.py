@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets.base.errors import InputError
-from flows.job import NEEDS, load_job, plan
+from flows.job import NEEDS, load_job, needed_stages
 
 ALL = list(NEEDS)
 OWN_IMAGES = [name for name in ALL if name != "sample-data"]
@@ -16,7 +16,7 @@ OWN_IMAGES = [name for name in ALL if name != "sample-data"]
     [
         pytest.param(None, False, ALL, id="all"),
         pytest.param(None, True, OWN_IMAGES, id="all-of-own-images"),
-        pytest.param(["validate"], False, ["sample-data", "validate"], id="what-it-needs"),
+        pytest.param(["validate"], False, ["sample-data", "validate"], id="with-those-it-needs"),
         pytest.param(["validate"], True, ["validate"], id="own-images-need-no-sample"),
         pytest.param(["rank-table"], False, ["rank-table"], id="needs-nothing"),
         pytest.param(["pretrain"], True, ["validate", "shard", "rank-table", "pretrain"], id="two-needs"),
@@ -24,13 +24,13 @@ OWN_IMAGES = [name for name in ALL if name != "sample-data"]
         pytest.param([], False, [], id="none-named"),
     ],
 )
-def test_plan(stages: list[str] | None, own_images: bool, expected: list[str]) -> None:
-    assert plan(stages, own_images=own_images) == expected
+def test_needed_stages(stages: list[str] | None, own_images: bool, expected: list[str]) -> None:
+    assert needed_stages(stages, own_images=own_images) == expected
 
 
 def test_unknown_stage() -> None:
     with pytest.raises(InputError, match="found 'pre-train'; did you mean pretrain"):
-        plan(["pre-train"], own_images=False)
+        needed_stages(["pre-train"], own_images=False)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_unknown_stage() -> None:
         pytest.param(["data.records=somewhere"], r"data\.records: expected nothing", id="records"),
     ],
 )
-def test_job_that_is_none_of_this_flow(tiny_job: Path, overrides: list[str], message: str) -> None:
+def test_unsuitable_job_is_an_error(tiny_job: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_job(str(tiny_job), overrides, None)
 
 
-def test_data_root_takes_the_place_of_the_configs(tiny_job: Path) -> None:
+def test_data_root_replaces_the_configs(tiny_job: Path) -> None:
     assert load_job(str(tiny_job), ["data.root=there"], "here").data.root == "here"
     assert load_job(str(tiny_job), ["data.root=there"], None).data.root == "there"

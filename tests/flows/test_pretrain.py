@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from prefect import flow
 
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult
-from flows.job import REAL_JOB, load_job
-from flows.pretrain import mae_pretrain
+from flows.evaluate import mae_evaluate
+from flows.job import NEEDS, REAL_JOB, load_job
+from flows.pretrain import Chain, mae_pretrain
 from flows.stages import finished, stage
 
 
@@ -35,20 +38,48 @@ def test_real_job_is_the_default_and_for_ascend() -> None:
 
 
 @pytest.mark.usefixtures("prefect_api")
-class TestOnAServer:
-    def test_second_run_reuses(
-        self, tiny_job: Path, tiny_root: Path, workspace: Path, caplog: pytest.LogCaptureFixture
+class TestWholeChain:
+    @pytest.fixture(scope="class")
+    def job(self, tiny_job: Path, tiny_root: Path) -> tuple[str, list[str], str]:
+        return str(tiny_job), ["pretrain.epochs=2"], str(tiny_root)
+
+    @pytest.fixture(scope="class")
+    def workspace(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MAE_WORKSPACE", str(tmp_path_factory.mktemp("chain")))
+            yield Path(os.environ["MAE_WORKSPACE"])
+
+    @pytest.fixture(scope="class")
+    def chain(self, workspace: Path, job: tuple[str, list[str], str], prefect_api: None) -> Chain:
+        """The first run of the chain."""
+        return mae_pretrain(*job)
+
+    def test_results(self, chain: Chain, workspace: Path) -> None:
+        assert chain.run_dir == next((workspace / "runs").glob("tiny-*"))
+        assert (chain.run_dir / "metrics.jsonl").read_text().count("\n") > 0
+        assert chain.report == chain.run_dir / "report" / "index.html"
+        assert chain.report.is_file()
+        assert list((chain.run_dir / "evaluations").glob("*.json"))
+
+    def test_second_run_reuses_every_stage(
+        self, chain: Chain, workspace: Path, job: tuple[str, list[str], str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        for expected in ("done", "reused"):
-            caplog.clear()
-            with caplog.at_level("INFO", logger="flows"):
-                mae_pretrain(str(tiny_job), [], str(tiny_root), None, ["shard", "rank-table"])
-            lines = [record.getMessage() for record in caplog.records if record.name == "flows.stages"]
-            assert [line.split(" in ")[0] for line in lines] == [
-                f"{name}: {expected}" for name in ("validate", "shard", "rank-table")
-            ]
+        with caplog.at_level("INFO", logger="flows"):
+            assert mae_pretrain(*job).run_dir == chain.run_dir
+        lines = [record.getMessage() for record in caplog.records if record.name == "flows.stages"]
+        own_images = [name for name in NEEDS if name != "sample-data"]
+        assert [line.split(" in ")[0] for line in lines] == [f"{name}: reused" for name in own_images]
         assert len(list((workspace / "records").glob("tiny-*/index.json"))) == 1
 
+    def test_nightly_evaluation_measures_the_run_again(self, chain: Chain, workspace: Path) -> None:
+        for nights in (1, 2):
+            written = mae_evaluate()
+            assert [chain.run_dir.name in path.name for path in written] == [True]
+            assert len(list((workspace / "history" / "evaluations").glob("*.parquet"))) == nights
+
+
+@pytest.mark.usefixtures("prefect_api")
+class TestBadInput:
     def test_corrupt_image_is_a_row_and_not_a_failure(self, tiny_job: Path, tiny_root: Path, workspace: Path) -> None:
         root = workspace.parent / "images"
         shutil.copytree(tiny_root, root)
@@ -96,7 +127,7 @@ class TestOnAServer:
             (root / "train" / "empty").mkdir()
         with pytest.raises(InputError, match="images"):
             mae_pretrain(str(tiny_job), [], str(root), None, ["validate"])
-        assert "tried again" not in caplog.text
+        assert "is tried again" not in caplog.text  # which tests/tasks/test_stage.py finds after other errors
 
 
 class Written(StageResult):
@@ -109,7 +140,7 @@ def test_stage_whose_file_is_not_there_is_an_error(tmp_path: Path) -> None:
     def forgetful() -> Written:
         return Written(path=tmp_path / "nothing")
 
-    with pytest.raises(InputError, match="stage forgetful: expected files as its result names them"):
+    with pytest.raises(InputError, match="stage forgetful: expected the files that its result names"):
         finished(forgetful, lambda result: result.path.is_file())
 
 

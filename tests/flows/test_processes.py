@@ -9,7 +9,7 @@ import pytest
 
 from datasets.base.errors import InputError
 from flows import processes
-from flows.processes import Started, own_environment, start
+from flows.processes import Service, own_environment, start
 from mae.launch.process_tree import with_variable
 
 STUBBORN = (
@@ -33,26 +33,28 @@ def test_environment_is_confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (found["OTHER"], found["DO_NOT_TRACK"]) == ("stays", "1")
 
 
-def test_end_takes_what_the_process_has_started_and_nothing_else(
+def test_end_kills_the_process_and_its_children_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
     family = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)"
+    idle = [sys.executable, "-c", "import time; time.sleep(600)"]
+    others = [start(name, idle, dict(os.environ), tmp_path) for name in ("mine", "another")]
     mine = start("mine", [sys.executable, "-c", family], dict(os.environ), tmp_path)
-    others = start("others", [sys.executable, "-c", "import time; time.sleep(600)"], dict(os.environ), tmp_path)
     mine.wait_until(lambda: "up" in Path(mine.log).read_text())
     assert len(with_variable(processes.MARK, mine.mark)) == 2
     mine.end()
     assert (mine.alive(), with_variable(processes.MARK, mine.mark)) == (False, set())
-    assert others.alive()
-    others.end()
-    assert not others.alive()
+    for other in others:
+        assert other.alive()
+        other.end()
+        assert not other.alive()
 
 
 def test_another_process_with_the_same_pid_is_not_it(tmp_path: Path) -> None:
-    earlier = Started("earlier", os.getpid(), "1", str(tmp_path / "log"), str(tmp_path / "mark"))
+    earlier = Service("earlier", os.getpid(), "1", str(tmp_path / "log"), str(tmp_path / "mark"))
     assert not earlier.alive()
-    earlier.end()  # or this test would end here
+    earlier.end()  # would end this test's own process
 
 
 def test_process_that_ends_early_is_an_error_with_its_last_words(tmp_path: Path) -> None:

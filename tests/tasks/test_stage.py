@@ -26,7 +26,9 @@ class BrokenError(Exception):
         pytest.param(OSError("disk full"), 4, id="may-pass"),
     ],
 )
-def test_what_is_called_again(monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int) -> None:
+def test_which_failed_calls_are_repeated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, calls: int
+) -> None:
     monkeypatch.setattr(stage, "RETRY_DELAYS", [0.0, 0.0, 0.0])
     made = []
 
@@ -42,6 +44,7 @@ def test_what_is_called_again(monkeypatch: pytest.MonkeyPatch, error: Exception,
     with pytest.raises(type(error)):
         trial()
     assert len(made) == calls
+    assert caplog.text.count("fragile: failed and is tried again: OSError: disk full") == calls - 1
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -60,7 +63,7 @@ def test_page_and_library_logs_reach_the_run() -> None:
     with get_client(sync_client=True) as client:
         pages = client.request("POST", "/artifacts/filter", json={}).json()
         assert ("page-of-a-test", "text") in [(page["key"], page["data"]) for page in pages]
-        question = {"logs": {"flow_run_id": {"any_": [run_id]}}}  # of all logs, the first 200 would be the answer
+        question = {"logs": {"flow_run_id": {"any_": [run_id]}}}  # without a filter, only the first 200 are returned
         deadline = time.monotonic() + 20  # log lines are sent in batches
         while "a library line" not in client.request("POST", "/logs/filter", json=question).text:
             assert time.monotonic() < deadline
