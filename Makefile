@@ -1,8 +1,12 @@
-# make demo   the whole chain on the shipped images, on this CPU      make up     Prefect server, worker, deployments
-# make test   every check that needs neither torch nor ONNX           make down   stop what `make up` started
-# make parity the model beside torch, transformers and onnxruntime    make peers  install what benchmarks compare with
-# make test-privileged    as root: disks that are really full, other users' files
-# make test-pillow-images validation of every file of Pillow's own tests, from its source package
+# make demo                  the whole chain on the shipped images, on this CPU
+# make test                  checkers and fast tests
+# make test-all              also the slow end-to-end tests
+# make parity                the model compared with torch, transformers and onnxruntime; installs them
+# make test-privileged       as root: full disks, other users' files
+# make test-pillow-images    validation of every file of Pillow's own tests, from its source package
+# make peers                 install what the benchmarks compare with
+# make up                    Prefect server, worker and deployments
+# make down                  stop what `make up` started
 
 PYTHON ?= python3.11
 bin := .venv/bin
