@@ -1,34 +1,37 @@
-# make demo                  the whole chain on the shipped images, on this CPU
-# make test                  checkers and fast tests
-# make test-all              also the slow end-to-end tests
-# make parity                the model compared with torch, transformers and onnxruntime; installs them
-# make test-privileged       as root: full disks, other users' files
-# make test-pillow-images    validation of every file of Pillow's own tests, from its source package
-# make peers                 install what the benchmarks compare with
-# make up                    Prefect server, worker and deployments
-# make down                  stop what `make up` started
+# make demo      the whole chain on the shipped images, on this CPU       make up     Prefect server, worker, deployments
+# make test      checkers and tests that need only Python packages        make down   stop what `make up` started
+# make test-all  these and the slow end-to-end tests
+# make parity    the model against torch, transformers and onnxruntime    make peers  install what benchmarks compare with
+# make test-privileged    as root: disks that are really full, files of other users
+# make test-pillow-images validation of every file of Pillow's own tests, from its source package
 
 PYTHON ?= python3.11
 bin := .venv/bin
+pytest := $(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-privileged test-pillow-images parity peers up down
+.PHONY: demo test test-all check parity peers test-privileged test-pillow-images up down
 
 demo: .venv/.installed
 	$(bin)/python -m flows.pretrain configs/demo.yaml
 
-test: .venv/.installed-test
+test: .venv/.installed-test check
+	$(pytest) -m 'not privileged and not slow'
+
+test-all: .venv/.installed-test check
+	$(pytest)
+
+check: .venv/.installed-test
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/mypy
 	$(bin)/lint-imports
-	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-privileged: .venv/.installed-test
 	$(bin)/pytest -m privileged
 
 parity: .venv/.installed-parity
-	$(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(shell grep -l importorskip -r tests --include='test_*.py')
+	$(pytest) -m needs_torch
 
 test-pillow-images: .venv/.installed-test
 	$(bin)/pip download --quiet --no-binary pillow --no-deps pillow -c constraints.txt -d .venv/pillow

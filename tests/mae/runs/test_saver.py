@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mae.runs import checkpoint, saver
 from mae.runs.run import Run
 from mae.runs.saver import Saver
 from mae.train import _check_resumed, train
+from tests.commit_points import kill_at_commit_points
 from tests.mae.made_runs import with_
 
 CARD = ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
@@ -80,6 +82,38 @@ def test_a_half_removed_one_is_cleared_away(tmp_path):
     with Saver(tmp_path, keep=1, keep_epochs=None):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def start_from(folder):
+    """A run whose checkpoint of step 2 is finished."""
+    shutil.rmtree(folder, ignore_errors=True)
+    saved(folder, 2)
+
+
+def save_next(folder):
+    """Write the checkpoint of step 4 and remove the one before."""
+    with Saver(folder, keep=1, keep_epochs=None) as saver:
+        saver.save(4, lambda directory: saved(folder, 4))
+
+
+def test_a_kill_at_any_commit_point_leaves_an_intact_checkpoint(tmp_path):
+    """And the next attempt leaves what an undisturbed one leaves."""
+    start_from(tmp_path / "whole")
+    save_next(tmp_path / "whole")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "4").iterdir()}
+    folder, found = tmp_path / "killed", set()
+
+    def check(point):
+        newest = checkpoint.newest(folder)
+        assert newest in (folder / "2", folder / "4"), point
+        found.add(newest.name)
+        save_next(folder)
+        assert [path.name for path in folder.iterdir()] == ["4"], point
+        assert {path.name: path.read_bytes() for path in (folder / "4").iterdir()} == whole, point
+
+    points = kill_at_commit_points(partial(save_next, folder), check, reset=lambda: start_from(folder))
+    assert points >= 10
+    assert found == {"2", "4"}
 
 
 FULL = """

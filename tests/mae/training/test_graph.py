@@ -5,6 +5,7 @@ The graph is what MindSpore's compiler hands to a device's backend, forward, gra
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -147,6 +148,12 @@ def training_step(compute: dict | None = None, ranks: int = 1) -> Graph:
     return compiled(update, Tensor(1e-3, ms.float32), *map(Tensor, (images, *ids)))
 
 
+@functools.cache
+def graph_of(name: str) -> Graph:
+    """The graph of the step as `COMPUTE[name]` asks for it, compiled once."""
+    return training_step(COMPUTE[name])
+
+
 def slow_operators(graph: Graph) -> set[str]:
     return {node.kind for node in graph.nodes.values() if SLOW.search(node.kind)}
 
@@ -195,7 +202,7 @@ COMPUTE = {
 
 @pytest.mark.parametrize("name", COMPUTE)
 def test_training_step(name):
-    graph = training_step(COMPUTE[name])
+    graph = graph_of(name)
     assert len(graph.nodes) > 500, name
     assert {"Adam", "Gather", "Softmax"} <= {node.kind for node in graph.nodes.values()}
     assert slow_operators(graph) == set()
@@ -205,7 +212,7 @@ def test_training_step(name):
 
 def test_mask_token_meets_the_tokens_behind_decoder_embed():
     """The walk finds it where it belongs, so its absence from the encoder means something."""
-    graph = training_step()
+    graph = graph_of("float32")
     (mask_token,) = (name for name, own in graph.parameters.items() if own == "mask_token")
     products = {w: n for n, w in graph.products() if w}
     sees = {w for w, n in products.items() if mask_token in graph.behind(n.name)}
@@ -230,8 +237,8 @@ def test_gradients_leave_while_others_are_computed(monkeypatch, name, bucket_byt
 
 
 def test_half_precision():
-    assert wrongly_typed(training_step(COMPUTE["float16"])) == []
-    products = {w: n for n, w in training_step(COMPUTE["float16, decoder in float32"]).products() if w}
+    assert wrongly_typed(graph_of("float16")) == []
+    products = {w: n for n, w in graph_of("float16, decoder in float32").products() if w}
     types = {w: n.tensors[0].data_type for w, n in products.items()}
     assert types == {w: FLOAT32 if w.startswith("decoder") else FLOAT16 for w in types}
 
@@ -307,4 +314,4 @@ class HalfSoftmax(nn.Cell):
 
 
 def test_single_precision_products_are_caught():
-    assert len(wrongly_typed(training_step())) == 1 + 6 * (DEPTH + DECODER_DEPTH) + 2
+    assert len(wrongly_typed(graph_of("float32"))) == 1 + 6 * (DEPTH + DECODER_DEPTH) + 2
