@@ -13,8 +13,7 @@ from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import StageResult, atomic_write, write_json
 from datasets.batches.batches import steps_per_epoch
 from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
-from datasets.records.check import check_files
-from datasets.records.index import Records, check_labelled, load_index
+from datasets.records import Records, check_files, check_labelled, load_index
 from mae.config.sections import Config, PretrainConfig, dump_config
 from mae.device.context import check_target
 from mae.health.follow import Follower

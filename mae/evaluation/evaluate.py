@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, write_json
-from datasets.records.index import check_labelled, load_index
+from datasets.records import check_labelled, load_index
 from mae.config.sections import Config, LinearConfig
 from mae.device.context import setup
 from mae.evaluation.features import (

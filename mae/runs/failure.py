@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from safetensors.numpy import save_file
 
 from datasets.base.files import atomic_directory, write_json
-from datasets.records.index import sources
+from datasets.records import sources
 from mae.config.sections import Config, PretrainConfig, dump_config
 from mae.runs import checkpoint
 

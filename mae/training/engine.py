@@ -18,7 +18,7 @@ from datasets.base.errors import InputError
 from datasets.batches.batches import Batch, steps_per_epoch, train_batches
 from datasets.batches.rand_augment import rand_augment
 from datasets.batches.random_erasing import Erasing
-from datasets.records.index import load_index
+from datasets.records import load_index
 from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, PretrainConfig, Recipe, load_config
 from mae.device.context import compute_dtype, setup, waited_for_ranks
 from mae.launch.ranks import rank_main

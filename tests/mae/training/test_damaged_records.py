@@ -8,7 +8,7 @@ import time
 import pytest
 
 from datasets.base.errors import InputError
-from datasets.records.shard import shard
+from datasets.sharding import write_records
 from mae.train import run_directory, train
 from tests.mae.test_train import with_
 from tests.mae.training.test_kill import lines, steps
@@ -57,7 +57,7 @@ def copied(records, folder):
 
 
 def mended(records, **options):
-    shard(records.parent / "valid", records, **options)
+    write_records(records.parent / "valid", records, **options)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from datasets.records.index import load_index
+from datasets.records import load_index
 from mae.config.sections import load_config
 from mae.device.context import setup
 from mae.training import engine
