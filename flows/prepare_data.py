@@ -10,7 +10,7 @@ import tasks.sample_data
 import tasks.shard
 import tasks.unpack
 import tasks.validate
-from datasets.records.index import Records
+from datasets.records import Records
 from flows import stages as run
 from flows.job import REAL_JOB, load_job
 from flows.runners import spread

@@ -27,9 +27,9 @@ import tasks.unpack
 import tasks.validate
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult
-from datasets.records.index import Records
-from datasets.records.shard import sole_writer
+from datasets.records import Records
 from datasets.sample import SampleData
+from datasets.sharding import sole_writer
 from datasets.unpacking.unpack import Unpacked
 from datasets.validation.validate import Validation
 from flows.runners import results

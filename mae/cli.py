@@ -86,12 +86,12 @@ def shard(
     shard_mb: Annotated[int, typer.Option(help="image bytes per shard, in MB")] = 1024,
     short_side: Annotated[Optional[int], typer.Option(help="store images with this shorter side")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
-    full: Annotated[bool, typer.Option("--full", help="read finished shards, where size and mtime would do")] = False,
+    full: Annotated[bool, typer.Option("--full", help="check the digests of a finished output")] = False,
 ) -> None:
-    """Write the usable images as MindRecord shards; those that are there and whole are kept."""
-    from datasets.records.shard import shard as run
+    """Write the usable images as MindRecord shards. A finished, undamaged output of the same input is kept."""
+    from datasets.sharding import write_records
 
-    _show(run(directory, out, shard_mb=shard_mb, short_side=short_side, seed=seed, full=full))
+    _show(write_records(directory, out, shard_mb=shard_mb, short_side=short_side, seed=seed, full=full))
 
 
 @data.command()
@@ -99,23 +99,9 @@ def check(
     records: Path, root: Annotated[Optional[Path], typer.Option(help="compare every record with its source")] = None
 ) -> None:
     """Verify every shard against index.json."""
-    from datasets.records.check import check as run
+    from datasets.sharding import check_records
 
-    _show(run(records, root=root))
-
-
-@data.command()
-def inspect(
-    shard: Annotated[Path, typer.Argument(help="a .mindrecord file of the records")],
-    row: Annotated[Optional[int], typer.Option(help="show this record, counted from 0")] = None,
-    save: Annotated[Optional[Path], typer.Option(help="with --row: receives the image as it is stored")] = None,
-) -> None:
-    """Show what is in a shard, or in one record of it."""
-    from datasets.records.inspect import inspect_record, inspect_shard
-
-    if row is None and save is not None:
-        raise typer.BadParameter("--save needs --row")
-    _show(inspect_shard(shard) if row is None else inspect_record(shard, row, save=save))
+    _show(check_records(records, root=root))
 
 
 @rank_table.command()

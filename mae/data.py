@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.manifest.faults import parse_policy
-from datasets.records.index import INDEX
-from datasets.records.shard import records_directory, shard
+from datasets.records import INDEX
+from datasets.sharding import records_directory, write_records
 from datasets.validation.plan import Options
 from datasets.validation.validate import validate, validation_directory
 from mae.config.sections import DataConfig
@@ -27,7 +27,7 @@ def prepare(data: Path, workspace: Path, settings: DataConfig = DEFAULTS) -> Pat
     found = validate(data, validation, name=name, options=options)
     mb, side = settings.shard_mb, settings.short_side
     out = records_directory(workspace, found.directory, shard_mb=mb, short_side=side, seed=0)
-    return shard(found.directory, out, shard_mb=mb, short_side=side, seed=0).directory
+    return write_records(found.directory, out, shard_mb=mb, short_side=side, seed=0).directory
 
 
 def validation_options(settings: DataConfig) -> Options:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Optional, Union
 from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import StageResult, atomic_write
 from datasets.batches.batches import steps_per_epoch
-from datasets.records.check import check_files
-from datasets.records.index import Records, check_labelled, load_index
+from datasets.records import Records, check_files, check_labelled, load_index
 from mae.cluster.job_table import job_table
 from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from datasets.base.errors import InputError
 from datasets.base.parallel import apart
-from datasets.records.index import Records, load_index
-from datasets.records.shard import Plan, records_directory
-from datasets.records.shard import conclude as put_in_place
-from datasets.records.shard import plan as plan_shards
-from datasets.records.writer import Group, write_group
+from datasets.records import Records, load_index
+from datasets.sharding import ShardGroup, ShardPlan, records_directory
 from mae.config.sections import DataConfig
 from tasks.stage import markdown, stage_task, table
 
@@ -24,21 +21,21 @@ def directory(validation_directory: Path, workspace: Path, data: DataConfig) -> 
 
 
 @stage_task("plan the shards", timeout_hours=4)
-def plan(validation_directory: Path, out: Path, data: DataConfig) -> Plan:
+def plan(validation_directory: Path, out: Path, data: DataConfig) -> ShardPlan:
     """Return the groups of shards to write."""
-    return plan_shards(validation_directory, out, shard_mb=data.shard_mb, short_side=data.short_side, seed=SEED)
+    return ShardPlan.make(validation_directory, out, shard_mb=data.shard_mb, short_side=data.short_side, seed=SEED)
 
 
 @stage_task("write shards", run_name="write {group.label}", timeout_hours=24)
-def write(group: Group) -> int:
-    """Write the missing shards of a group in a separate process; return their number."""
-    return apart(write_group, group)
+def write(group: ShardGroup) -> int:
+    """Write the missing shards of a group in a separate process, and return their number."""
+    return apart(ShardGroup.write, group)
 
 
 @stage_task("put the shards in place", timeout_hours=4)
-def conclude(found: Plan) -> Records:
+def conclude(found: ShardPlan) -> Records:
     """Write the index of the shards."""
-    result = put_in_place(found)
+    result = found.conclude()
     markdown("records", counts(result))
     return result
 

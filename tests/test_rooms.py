@@ -30,9 +30,12 @@ def test_a_room_says_what_it_is_for(room):
 
 
 def imported(path: Path) -> set[str]:
-    """The modules that a file imports from, as `package.module` or `package.module.name`."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """What a file imports, as `package.module` or `package.module.name`; types that it needs for annotations only do
+    not count."""
+    found, tree = set(), ast.parse(path.read_text())
+    for_types = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    skipped = {id(inner) for node in for_types for inner in ast.walk(node)}
+    for node in (node for node in ast.walk(tree) if id(node) not in skipped):
         if isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):

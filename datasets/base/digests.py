@@ -40,5 +40,5 @@ def file_checksum(path: Union[str, Path]) -> str:
 
 
 def value_digest(value: Any) -> str:
-    """Return the first 12 hex digits of the SHA-256 of a JSON value with sorted keys; names a directory by its inputs."""
+    """Return the first 12 hex digits of the SHA-256 of a JSON value with sorted keys, which name a directory."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

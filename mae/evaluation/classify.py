@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base.errors import InputError
-from datasets.records.index import load_index
+from datasets.records import load_index
 from mae.config.sections import Config, Section
 from mae.evaluation.protocol import Score, Subject
 

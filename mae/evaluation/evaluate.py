@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, write_json
-from datasets.records.index import check_labelled, load_index
+from datasets.records import check_labelled, load_index
 from mae.config.protocols import protocols
 from mae.config.sections import Config, Section, TrainingSection
 from mae.evaluation.protocol import Score, Subject

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from datasets.base.errors import InputError
 from datasets.batches.batches import steps_per_epoch
-from datasets.records.index import load_index
+from datasets.records import load_index
 from mae.config.sections import Config, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.masking import kept_patches
 from mae.model.sizes import PEAK_910A, TRAINING, training_flops

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets.records.index import load_index
+from datasets.records import load_index
 from mae.config.sections import Config, FinetuneConfig, LinearConfig, Recipe
 from mae.runs.model_file import model_digest, model_file
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from pydantic import BaseModel, ConfigDict
 
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import atomic_write
-from datasets.records.index import Index, load_index
+from datasets.records import load_index
 from mae.config.load import dump_config, load_config
 from mae.config.sections import Config
 from mae.runs import checkpoint, log
 from mae.runs.checkpoint import State
 from mae.runs.evaluations import EvaluationFile, read_evaluation
 from mae.runs.inputs import run_inputs
+
+if TYPE_CHECKING:
+    from datasets.records.index import Index
 
 CONFIG, FALLBACK = "config.yaml", "fallback.json"
 

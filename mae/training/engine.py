@@ -18,7 +18,11 @@ from datasets.base.errors import InputError
 from datasets.batches.batches import Batch, steps_per_epoch, train_batches
 from datasets.batches.rand_augment import rand_augment
 from datasets.batches.random_erasing import Erasing
-from mae.config.sections import FinetuneConfig, LinearConfig, PretrainConfig
+from mae.config.sections import (
+    FinetuneConfig,
+    LinearConfig,
+    PretrainConfig,
+)
 from mae.device.context import compute_dtype, setup, waited_for_ranks
 from mae.launch.ranks import rank_main
 from mae.model.mae import MaskedAutoencoder

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult, atomic_directory, write_json
-from datasets.records.index import sources
+from datasets.records import sources
 from mae.config.load import dump_config, load_config
 from mae.runs.checkpoint import MODEL, OPTIMIZER
 from mae.runs.failure import FILE

@@ -213,7 +213,7 @@ def prepare(folder: Path) -> None:
     """Photos and their records."""
     if (folder / "records").exists():
         return
-    from datasets.records.shard import shard
+    from datasets.sharding import write_records
     from datasets.validation.validate import validate
     from tests.benchmarks.photos import photos
 
@@ -222,7 +222,7 @@ def prepare(folder: Path) -> None:
         target = folder / "images" / split / f"class{number % 2}" / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
-    shard(validate(folder / "images", folder / "valid").directory, folder / "records", shard_mb=64)
+    write_records(validate(folder / "images", folder / "valid").directory, folder / "records", shard_mb=64)
 
 
 def main(folder: Path) -> None:

@@ -34,8 +34,9 @@ from typing import NamedTuple
 from joblib.externals.loky import ProcessPoolExecutor
 
 from datasets.base.files import fsync
-from datasets.records.index import load_index, read_sources
-from datasets.records.shard import shard
+from datasets.records import load_index
+from datasets.records.rows import read_sources
+from datasets.sharding import write_records
 from datasets.validation.validate import validate
 
 
@@ -126,7 +127,7 @@ def main() -> None:
 def _run(scratch: Path, options: argparse.Namespace) -> None:
     root = options.directory or _make(scratch / "photos", options.photos)
     validation = validate(root, scratch / "validation")
-    shard(validation.directory, scratch / "first", shard_mb=options.shard_mb, workers=options.processes)
+    write_records(validation.directory, scratch / "first", shard_mb=options.shard_mb, workers=options.processes)
     index = load_index(scratch / "first")
     shards = [_files(scratch / "first" / part.file, root) for part in index.all_shards()]
     images = sum(map(len, shards))
@@ -145,11 +146,11 @@ def _run(scratch: Path, options: argparse.Namespace) -> None:
         return write
 
     def ours(out: Path) -> None:
-        assert not shard(validation.directory, out, shard_mb=options.shard_mb, workers=options.processes).reused
+        assert not write_records(validation.directory, out, shard_mb=options.shard_mb, workers=options.processes).reused
 
     writers = {"copy": by(copy), "mae": ours, "streaming": by(streaming), "webdataset": by(webdataset)}
     seconds: dict[str, list[float]] = {name: [] for name in writers}
-    shutil.rmtree(scratch / "first")  # its shards would be taken instead of written
+    shutil.rmtree(scratch / "first")
     for round_number in range(options.rounds + 1):
         for name, write in writers.items():
             out = scratch / "out"

@@ -15,10 +15,9 @@ from prefect import flow
 
 import tasks.shard
 from datasets.base.errors import InputError
-from datasets.records.check import check
-from datasets.records.index import Records, load_index
-from datasets.records.shard import shard
+from datasets.records import Records, load_index
 from datasets.sample import unpack_sample
+from datasets.sharding import check_records, write_records
 from datasets.validation.validate import Validation, validate
 from flows import runners, stages
 from flows.runners import spread
@@ -77,9 +76,9 @@ def test_cluster_writes_the_same_shards_although_a_worker_is_killed(
     records = spread(stages.shard, data)(validation, workspace, data)
     thread.join()
     assert victims, "no worker was at work"
-    expected = shard(validation.directory, tmp_path / "here", shard_mb=1, seed=tasks.shard.SEED)
+    expected = write_records(validation.directory, tmp_path / "here", shard_mb=1, seed=tasks.shard.SEED)
     assert contents(records) == contents(expected)
-    assert check(records.directory, root=validation.root).shards == expected.shards == SHARDS
+    assert check_records(records.directory, root=validation.root).shards == expected.shards == SHARDS
     assert {path.name for path in records.directory.parent.iterdir()} == {records.directory.name}
 
 
@@ -87,7 +86,7 @@ def test_cluster_writes_the_same_shards_although_a_worker_is_killed(
 def test_threads_of_this_machine_write_the_same(validation: Validation, workspace: Path, tmp_path: Path) -> None:
     data = DataConfig(shard_mb=3)
     records = spread(stages.shard, data)(validation, workspace, data)
-    assert contents(records) == contents(shard(validation.directory, tmp_path / "here", shard_mb=3))
+    assert contents(records) == contents(write_records(validation.directory, tmp_path / "here", shard_mb=3))
     assert len(load_index(records.directory).all_shards()) == 3
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datasets.records.shard import shard
 from datasets.sample import unpack_sample
+from datasets.sharding import write_records
 from datasets.validation.validate import validate
 from mae.config.load import load_config
 from mae.config.sections import Config
@@ -51,7 +51,7 @@ def images(tmp_path_factory) -> Path:
 def records(images, tmp_path_factory) -> Path:
     """Their records."""
     folder = tmp_path_factory.mktemp("records")
-    return shard(validate(images, folder / "valid").directory, folder / "records").directory
+    return write_records(validate(images, folder / "valid").directory, folder / "records").directory
 
 
 @pytest.fixture(scope="session")

@@ -111,7 +111,7 @@ def test_training_modules_need_no_prefect(tmp_path):
     """An older training interpreter has none."""
     (tmp_path / "prefect.py").write_text("raise ImportError('no Prefect here')")
     modules = "mae.cli mae.training.engine mae.evaluation.evaluate mae.prediction.predict mae.report.page"
-    code = f"import {modules.replace(' ', ', ')}, datasets.records.shard, datasets.sample"
+    code = f"import {modules.replace(' ', ', ')}, datasets.sharding, datasets.sample"
     process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},

@@ -14,9 +14,9 @@ import tasks.sample_data
 import tasks.shard
 import tasks.unpack
 import tasks.validate
-from datasets.records.index import Records
-from datasets.records.shard import shard
+from datasets.records import Records
 from datasets.sample import unpack_sample
+from datasets.sharding import write_records
 from datasets.validation.validate import Validation
 from mae.config.sections import DataConfig, DeviceConfig
 from tests.datasets.tars import pack
@@ -39,7 +39,7 @@ def validation(workspace: Path) -> Validation:
 @pytest.fixture(scope="module")
 def records(workspace: Path, validation: Validation) -> Records:
     out = tasks.shard.directory(validation.directory, workspace, DATA)
-    return shard(validation.directory, out, shard_mb=DATA.shard_mb, seed=tasks.shard.SEED)
+    return write_records(validation.directory, out, shard_mb=DATA.shard_mb, seed=tasks.shard.SEED)
 
 
 def change(path: Path) -> None:

@@ -15,9 +15,8 @@ import pytest
 from datasets.base.digests import checksum, file_checksum
 from datasets.base.errors import InputError
 from datasets.base.files import atomic_directory, refuse_foreign
-from datasets.records.check import check
-from datasets.records.shard import shard
 from datasets.sample import unpack_sample
+from datasets.sharding import check_records, write_records
 from datasets.validation.validate import load_validation, validate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +28,7 @@ def prepared(tmp_path_factory):
     base = tmp_path_factory.mktemp("prepared")
     data = unpack_sample(base / "data", train_per_class=150, val_per_class=50)
     validate(data.root, base / "validation")
-    shard(base / "validation", base / "records")
+    write_records(base / "validation", base / "records")
     return base
 
 
@@ -46,10 +45,10 @@ STAGES = {  # name: (what the killed process calls, the same call here, what a w
         lambda base, out: load_validation(out).manifest_digest == load_validation(base / "validation").manifest_digest,
     ),
     "shard": (
-        "import mindspore.mindrecord; from datasets.records.shard import shard as stage; "
+        "import mindspore.mindrecord; from datasets.sharding import write_records as stage; "
         "args = (BASE + '/validation', OUT)",
-        lambda base, out: shard(base / "validation", out),
-        lambda base, out: check(out).digest == check(base / "records").digest,
+        lambda base, out: write_records(base / "validation", out),
+        lambda base, out: check_records(out).digest == check_records(base / "records").digest,
     ),
 }
 

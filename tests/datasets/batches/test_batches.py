@@ -17,8 +17,8 @@ from datasets.batches.batches import epoch_order, ordered_batches, steps_per_epo
 from datasets.batches.rand_augment import rand_augment, rand_augmented
 from datasets.batches.random_erasing import Erasing, erase
 from datasets.images.view import centre_view, decode
-from datasets.records.index import INDEX, load_index
-from datasets.records.shard import shard
+from datasets.records import INDEX, load_index
+from datasets.sharding import write_records
 from datasets.validation.validate import validate
 
 TRAIN = {"image_shape": (16, 16), "crop_scale": 0.2, "seed": 1}
@@ -39,7 +39,9 @@ def records(tmp_path_factory):
             noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
             image = noise.convert("L").resize((240, 160)) if n % 4 == 0 else noise
             image.save(path, quality=100)
-    return shard(validate(folder / "images", folder / "valid").directory, folder / "records", shard_mb=1).directory
+    return write_records(
+        validate(folder / "images", folder / "valid").directory, folder / "records", shard_mb=1
+    ).directory
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from datasets.base.errors import InputError
-from datasets.records.index import load_index
+from datasets.records import load_index
 from mae import Trainer
 from mae.config.sections import ModelConfig
 from mae.runs.checkpoint import newest

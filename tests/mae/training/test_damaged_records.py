@@ -8,10 +8,11 @@ import time
 import pytest
 
 from datasets.base.errors import InputError
-from datasets.records.shard import shard
+from datasets.sharding import write_records
 from mae.runs.run import Run
 from mae.train import train
-from tests.mae.made_runs import lines, steps, with_
+from tests.mae.test_train import with_
+from tests.mae.training.test_kill import lines, steps
 
 SHARD = "train/train-00000-of-00001.mindrecord"
 SECONDS = 300  # in which a run with a damaged shard has ended, on a busy machine; ranks that hang are given 1800
@@ -57,7 +58,7 @@ def copied(records, folder):
 
 
 def mended(records, **options):
-    shard(records.parent / "valid", records, **options)
+    write_records(records.parent / "valid", records, **options)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
 from datasets.batches.batches import epoch_order
-from datasets.records.index import source
+from datasets.records import sources
 from mae.cli import app
 from mae.runs import checkpoint
 from mae.runs.failure import failures, fall_back
@@ -33,7 +33,7 @@ def test_a_failed_step_is_kept_and_runs_again(tiny, trained, tmp_path):
     assert (facts["step"], facts["epoch"], facts["update"]) == (49, 4, 0)
     records = epoch_order(200, seed=job.seed, epoch=4)[:16].tolist()
     assert [sample["record"] for sample in facts["samples"]] == records
-    assert facts["samples"][3]["path"] == source(job.data.records, "train", records[3]).path
+    assert facts["samples"][3]["path"] == sources(job.data.records, "train", records[3:4])[0].path
     before = load_weights(run_dir / "checkpoints" / "48" / "model.safetensors")
     for name, value in load_weights(kept / "model.safetensors").items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)

@@ -15,9 +15,8 @@ from PIL import Image
 from datasets.base.errors import InputError
 from datasets.manifest.faults import DEFAULTS, parse_policy
 from datasets.manifest.rows import read_manifest
-from datasets.records.check import check
-from datasets.records.index import load_index, source
-from datasets.records.shard import records_directory, shard
+from datasets.records import load_index, sources
+from datasets.sharding import check_records, records_directory, write_records
 from datasets.validation.plan import Options
 from datasets.validation.validate import validate
 
@@ -35,14 +34,14 @@ def read_back(directory, split):
     records = []
     for part in load_index(directory).splits[split].shards:
         reader = FileReader(str(directory / part.file), num_consumer=1)
-        for record in reader.get_next():
-            records.append({**record, "source": source(directory, split, len(records))})
+        records += reader.get_next()
         reader.close()
-    return records
+    rows = sources(directory, split, list(range(len(records))))
+    return [{**record, "source": row} for record, row in zip(records, rows, strict=True)]
 
 
 def test_records_hold_the_images(validated, tmp_path):
-    records = shard(validated.directory, tmp_path / "out")
+    records = write_records(validated.directory, tmp_path / "out")
     assert (records.train, records.val, records.classes, records.reused) == (7, 4, ["cat", "dog"], False)
     rows = {row.path: row for row in read_manifest(tmp_path / "out/manifest.parquet")}
     for split, count in (("train", 7), ("val", 4)):
@@ -64,17 +63,17 @@ def test_records_hold_the_images(validated, tmp_path):
 
 
 def test_source_of_a_sample_that_is_none(validated, tmp_path):
-    shard(validated.directory, tmp_path / "out")
+    write_records(validated.directory, tmp_path / "out")
     for sample in (-1, 7):
         with pytest.raises(InputError, match=f"a sample number from 0 to 6 of train, found {sample}"):
-            source(tmp_path / "out", "train", sample)
+            sources(tmp_path / "out", "train", [0, sample])
 
 
 def test_mindspore_pipeline_decodes_the_renamed_directory(validated, tmp_path):
     """Shards are read under the final name, by another name than they were written with, and every kind decodes."""
     import mindspore.dataset as msd
 
-    records = shard(validated.directory, tmp_path / "out")
+    records = write_records(validated.directory, tmp_path / "out")
     moved = tmp_path / "moved here"
     shutil.move(records.directory, moved)
     files = [str(moved / part.file) for part in load_index(moved).splits["train"].shards]
@@ -86,7 +85,7 @@ def test_mindspore_pipeline_decodes_the_renamed_directory(validated, tmp_path):
 
 
 def test_index(validated, tmp_path):
-    shard(validated.directory, tmp_path / "out", seed=3)
+    write_records(validated.directory, tmp_path / "out", seed=3)
     index = json.loads((tmp_path / "out/index.json").read_text())
     assert index["schema"] == {"image": {"type": "bytes"}, "label": {"type": "int32"}}
     assert index["classes"] == ["cat", "dog"]
@@ -95,20 +94,20 @@ def test_index(validated, tmp_path):
     assert index["options"] == {"shard_mb": 1024, "short_side": None, "seed": 3, "convert": convert}
     assert index["splits"]["train"]["images"] == 7
     assert set(index["splits"]["train"]["shards"][0]) == {
-        *("file", "images", "bytes", "key", "digest", "database_digest", "sources_digest")
+        *("file", "images", "bytes", "digest", "database_digest", "sources_digest")
     }
 
 
 def test_files_are_readable_by_other_users(validated, tmp_path):
     """MindRecord makes its files 0600; a worker may run under another account."""
-    shard(validated.directory, tmp_path / "out")
+    write_records(validated.directory, tmp_path / "out")
     modes = {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert modes == {"0o644"}
 
 
 def test_small_data_stays_small(validated, tmp_path):
     """11 images of 1 KB: 50 MB a shard at MindRecord's defaults."""
-    shard(validated.directory, tmp_path / "out")
+    write_records(validated.directory, tmp_path / "out")
     assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) < 500_000
 
 
@@ -123,7 +122,7 @@ def test_shards_are_fair_samples(tmp_path, write_tree):
 
     files = {f"train/{c}/{i}.png": png() for c in "ab" for i in range(35)} | {"val/a/0.png": png()}
     validation = validate(write_tree(tmp_path / "root", files), tmp_path / "validation")
-    records = shard(validation.directory, tmp_path / "out", shard_mb=1)
+    records = write_records(validation.directory, tmp_path / "out", shard_mb=1)
     parts = load_index(records.directory).splits["train"].shards
     assert records.shards == 4
     assert sum(part.images for part in parts) == 70
@@ -149,19 +148,19 @@ def test_empty_shards_are_left_out(tmp_path, write_tree):
     validation = validate(write_tree(tmp_path / "root", files), tmp_path / "validation")
     counts = set()
     for seed in range(8):
-        records = shard(validation.directory, tmp_path / f"out{seed}", shard_mb=1, seed=seed)
+        records = write_records(validation.directory, tmp_path / f"out{seed}", shard_mb=1, seed=seed)
         parts = load_index(records.directory).splits["train"].shards
         counts.add(len(parts))
         assert [part.file.rsplit("-", 1)[1] for part in parts] == ["00002.mindrecord"] * len(parts)
         assert sum(part.images for part in parts) == 2
-        check(records.directory, root=validation.root)
+        check_records(records.directory, root=validation.root)
     assert counts == {1, 2}
 
 
 def test_order_depends_on_the_seed_alone(validated, tmp_path):
-    first = shard(validated.directory, tmp_path / "a", seed=1)
-    again = shard(validated.directory, tmp_path / "b", seed=1)
-    other = shard(validated.directory, tmp_path / "c", seed=2)
+    first = write_records(validated.directory, tmp_path / "a", seed=1)
+    again = write_records(validated.directory, tmp_path / "b", seed=1)
+    other = write_records(validated.directory, tmp_path / "c", seed=2)
     assert first.digest == again.digest != other.digest
     order = [[record["source"].path for record in read_back(tmp_path / name, "train")] for name in "abc"]
     assert order[0] == order[1] != order[2]
@@ -169,7 +168,7 @@ def test_order_depends_on_the_seed_alone(validated, tmp_path):
 
 
 def test_short_side(validated, tmp_path):
-    shard(validated.directory, tmp_path / "out", short_side=16)
+    write_records(validated.directory, tmp_path / "out", short_side=16)
     sizes = {Image.open(io.BytesIO(record["image"])).size for record in read_back(tmp_path / "out", "train")}
     assert sizes == {(24, 16)}
 
@@ -181,14 +180,14 @@ def test_converted_image_larger_than_its_source(tmp_path, write_tree):
     pixels.save(out, "GIF")
     files = {"train/a/0.gif": out.getvalue(), "val/a/0.jpg": "rgb.jpg"}
     validation = validate(write_tree(tmp_path / "root", files), tmp_path / "validation")
-    shard(validation.directory, tmp_path / "out")
+    write_records(validation.directory, tmp_path / "out")
     (record,) = read_back(tmp_path / "out", "train")
     assert len(record["image"]) > 10 * len(out.getvalue())
 
 
 def test_second_run_reuses(validated, tmp_path):
-    first = shard(validated.directory, tmp_path / "out")
-    again = shard(validated.directory, tmp_path / "out")
+    first = write_records(validated.directory, tmp_path / "out")
+    again = write_records(validated.directory, tmp_path / "out")
     assert again == first.model_copy(update={"reused": True})
 
 
@@ -201,10 +200,10 @@ def _flip(path):
 def test_moved_images_need_no_rewriting(tmp_path, small_tree):
     """The manifest holds relative paths and digests: the same images elsewhere give the same records."""
     validate(small_tree(tmp_path / "before"), tmp_path / "validation")
-    shard(tmp_path / "validation", tmp_path / "out")
+    write_records(tmp_path / "validation", tmp_path / "out")
     (tmp_path / "before").rename(tmp_path / "after")
     assert not validate(tmp_path / "after", tmp_path / "validation").reused
-    assert shard(tmp_path / "validation", tmp_path / "out").reused
+    assert write_records(tmp_path / "validation", tmp_path / "out").reused
 
 
 def test_other_options_are_another_output(validated, tmp_path):
@@ -214,8 +213,8 @@ def test_other_options_are_another_output(validated, tmp_path):
     assert directory.name.startswith("root-")
     for change in ({"shard_mb": 1}, {"short_side": 16}, {"seed": 1}):
         assert records_directory(tmp_path, validated.directory, **{**options, **change}) != directory
-    shard(validated.directory, tmp_path / "out")
-    assert not shard(validated.directory, tmp_path / "out", seed=1).reused
+    write_records(validated.directory, tmp_path / "out")
+    assert not write_records(validated.directory, tmp_path / "out", seed=1).reused
 
 
 CHANGED_INPUT = {  # name: (change of (root, validation), part of the message)
@@ -233,10 +232,10 @@ def test_changed_input_is_an_error(tmp_path, small_tree, case):
     validate(root, tmp_path / "validation")
     change(root, tmp_path / "validation")
     with pytest.raises(InputError) as error:
-        shard(tmp_path / "validation", tmp_path / "out")
+        write_records(tmp_path / "validation", tmp_path / "out")
     assert message in str(error.value)
     assert "mae data validate" in str(error.value)
-    assert not list(tmp_path.glob("out.partial-*/attempts")), "a part of a shard"
+    assert not list(tmp_path.glob("out.partial-*/attempts/*-of-*-*")), "a part of a shard"
     assert not (tmp_path / "out.lock").exists()
     assert not (tmp_path / "out").exists()
 
@@ -244,13 +243,13 @@ def test_changed_input_is_an_error(tmp_path, small_tree, case):
 @pytest.mark.parametrize("options", [{"shard_mb": 0}, {"short_side": 0}])
 def test_options_out_of_range(validated, tmp_path, options):
     with pytest.raises(InputError, match="expected at least 1, found 0"):
-        shard(validated.directory, tmp_path / "out", **options)
+        write_records(validated.directory, tmp_path / "out", **options)
 
 
 def test_foreign_output_is_kept(validated, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="which would be lost"):
-        shard(validated.directory, tmp_path)
+        write_records(validated.directory, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -262,9 +261,9 @@ def test_what_is_converted_is_as_the_policy_says(tmp_path, write_tree):
     stored = {}
     for name, settings in (("default", []), ("other", ["grey=convert", "cmyk=exclude"])):
         found = validate(root, tmp_path / name, options=Options(policy=parse_policy(settings)))
-        records = shard(found.directory, tmp_path / f"{name} records").directory
-        check(records, root=root)
-        rows = [source(records, "val", sample) for sample in range(load_index(records).splits["val"].images)]
+        records = write_records(found.directory, tmp_path / f"{name} records").directory
+        check_records(records, root=root)
+        rows = sources(records, "val", list(range(load_index(records).splits["val"].images)))
         stored[name] = {Path(row.path).stem: row.converted for row in rows}
     assert stored["default"] == {"grey": False, "cmyk": True, "rgb": False}
     assert stored["other"] == {"grey": True, "rgb": False}

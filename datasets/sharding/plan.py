@@ -1,14 +1,13 @@
-"""Which image goes into which shard, and at what place: known before any image is read.
+"""Which image is stored in which shard, and in which order; known before any image is read.
 
-An image's key is 64 bits of BLAKE2b of the seed and its path. The keys order a split, and equal ranges of them are its
-shards. So a split is shuffled as a whole, each shard is a fair sample of it, and a file that comes, goes or changes
-touches the one shard that its key falls into. All rows are held as Arrow columns, 200 bytes each at most.
+An image's key is the 64-bit BLAKE2b of its path, with the seed as secret. A split is sorted by the keys and cut into
+shards at equal ranges of them. So a split is shuffled as a whole and each shard is a fair sample of it. All rows are
+held as Arrow columns, at most 200 bytes each.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +20,12 @@ import pyarrow.parquet as pq
 
 from datasets.manifest.faults import fault_names
 from datasets.manifest.rows import MANIFEST
-from datasets.records.index import Options
+from datasets.records.index import RecordOptions
 
-VERSION = 4  # raise it when the same validation may give other records: finished outputs are then rewritten
-BATCH = 64  # records handed to MindRecord at a time, at most
+VERSION = 4  # raise it when the same validation may give other records, so that finished outputs are written again
+BATCH = 64  # records passed to MindRecord at a time, at most
 BATCH_BYTES = 4_000_000
 _COLUMNS = ["path", "class_name", "label", "bytes", "width", "height", "digest", "checksum", "faults"]
-_IN_KEY = ["path", "class_name", "label", "digest", "convert"]  # what a record and its row of sources.parquet depend on
 _SLICE = 1 << 15  # rows that are Python objects at a time
 
 
@@ -36,16 +34,19 @@ class PlannedShard(NamedTuple):
 
     file: str  # relative to the records directory
     images: int
-    key: str
-    page: int  # bytes, as the header's: of the MindRecord file, and the same for all shards of a split
-    header: int
-    row_group: int = -1  # of the file with the rows to write; -1 where there is nothing to write
+    page: int  # bytes of a page of the MindRecord file; the same for all shards of a split
+    header: int  # bytes of its header; the same for all shards of a split
 
 
-def planned_shards(directory: Path, split: str, options: Options) -> Iterator[tuple[PlannedShard, pa.Table]]:
-    """The shards of a split of a validated data set, each with its rows in the order of its records.
+def planned_shards(directory: Path, split: str, options: RecordOptions) -> Iterator[tuple[PlannedShard, pa.Table]]:
+    """Yield the shards of a split of a validated data set, each with its rows in the order of its records.
 
-    A data set of few images may leave some shards without any; those are left out, and the others keep their names.
+    Shards without any image, which happen with few images, are left out; the others keep their names.
+
+    Args:
+        directory: contains the manifest.
+        split: train or val.
+        options: of the records.
     """
     rows = pq.read_table(directory / MANIFEST, columns=_COLUMNS, filters=[("split", "=", split), ("kept", "=", True)])
     rows = rows.append_column("convert", _conversions(rows.column("faults"), frozenset(options.convert)))
@@ -58,39 +59,27 @@ def planned_shards(directory: Path, split: str, options: Options) -> Iterator[tu
     for number, (start, end) in enumerate(zip(bounds, bounds[1:])):
         if start < end:
             file = f"{split}/{split}-{number:05d}-of-{count:05d}.mindrecord"
-            part = rows.take(order[start:end])
-            planned = PlannedShard(file, len(part), "", page, header)
-            yield planned._replace(key=content_key(part, planned, options)), part
-
-
-def content_key(rows: pa.Table, planned: PlannedShard, options: Options) -> str:
-    """Digest of all that a shard depends on; its name is in it, since MindRecord files cannot be renamed."""
-    beside = [VERSION, planned.file, options.short_side, planned.page, planned.header]
-    digest = hashlib.sha256(json.dumps(beside).encode())
-    for start in range(0, len(rows), _SLICE):
-        for column in _IN_KEY:
-            digest.update("\0".join(map(str, rows.column(column).slice(start, _SLICE).to_pylist())).encode())
-    return digest.hexdigest()
+            yield PlannedShard(file, int(end - start), page, header), rows.take(order[start:end])
 
 
 def stored_as_is(rows: pa.Table, short_side: int | None) -> np.ndarray:
-    """Which files (N,) bool are stored as they are."""
+    """Return which files, (N,) bool, are stored unchanged."""
     plain = pc.equal(rows.column("convert"), "").to_numpy()
     return plain if short_side is None else plain & (_sides(rows).min(axis=1) <= short_side)
 
 
 def page_and_header(limits: np.ndarray, bounds: np.ndarray) -> tuple[int, int]:
-    """Page and header size in bytes of the MindRecord files of a split, which MindDataset wants to be the same in all.
+    """Return page and header size in bytes of a split's MindRecord files; MindDataset wants them equal in all.
 
-    An image lies within one page, so a page ends with half an image's room to spare and the file with up to a page:
-    waste = page + total / page * mean / 2, smallest at page = sqrt(total * mean / 2). For ImageNet in shards of 1 GB
-    that is 8 MB and 1.5 %. The header is written in full and describes each page in about 300 bytes and each batch in
-    about 30. MindRecord's defaults, pages of 32 MB and a header of 16 MB, cost 50 MB a file. Both are powers of two, so
-    that images that come or go seldom change them, and with them every shard.
+    An image is stored within one page. So half an image is wasted at the end of each page, and up to a page at the end
+    of the file: waste = page + total / page * mean / 2, which is smallest at page = sqrt(total * mean / 2). For
+    ImageNet in shards of 1 GB that is 8 MB and 1.5 %. The header is written in full. It describes each page in about
+    300 bytes and each batch in about 30. MindRecord's defaults, pages of 32 MB and a header of 16 MB, cost 50 MB a
+    file. Both are rounded up to powers of two.
 
     Args:
-        limits: (N,) bytes that each image will not exceed, in the order of the records.
-        bounds: (shards + 1,) where each shard begins in them.
+        limits: (N,) upper bound of each image's bytes, in the order of the records.
+        bounds: (shards + 1,) index of each shard's first image in `limits`.
     """
     sums = np.concatenate([[0], np.cumsum(limits)])
     totals, counts = np.diff(sums[bounds]), np.diff(bounds)
@@ -103,7 +92,7 @@ def page_and_header(limits: np.ndarray, bounds: np.ndarray) -> tuple[int, int]:
 
 
 def _conversions(faults: pa.ChunkedArray, convert: frozenset[str]) -> pa.Array:
-    """Of each file's faults (N,), names with commas, those that are converted."""
+    """Return those of each file's faults, (N,) names with commas, that are in `convert`."""
     coded = pc.dictionary_encode(faults).combine_chunks()
     kept = [",".join(sorted(fault_names(names) & convert)) for names in coded.dictionary.to_pylist()]
     return pa.DictionaryArray.from_arrays(coded.indices, pa.array(kept, pa.string())).dictionary_decode()
@@ -113,23 +102,22 @@ def _keys(paths: pa.ChunkedArray, seed: int) -> np.ndarray:
     secret = str(seed).encode()
     digests = (
         hashlib.blake2b(path.encode(), digest_size=8, key=secret).digest()
-        for chunk in paths.chunks
-        for start in range(0, len(chunk), _SLICE)
-        for path in chunk.slice(start, _SLICE).to_pylist()
+        for start in range(0, len(paths), _SLICE)
+        for path in paths.slice(start, _SLICE).to_pylist()
     )
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 def _sides(rows: pa.Table) -> np.ndarray:
-    """Width and height (N, 2) float64 in pixels; 0 where unknown."""
+    """Return width and height, (N, 2) float64 in pixels; 0 where unknown."""
     sides = [rows.column(name).fill_null(0).to_numpy() for name in ("width", "height")]
     return np.stack(sides, axis=1).astype(np.float64)
 
 
 def _limits(rows: pa.Table, short_side: int | None) -> np.ndarray:
-    """Bytes (N,) that each stored image will not exceed.
+    """Return an upper bound, (N,) int64, of the bytes of each stored image.
 
-    JPEG of quality 95 needs below 2 bytes a pixel even for noise (measured: 1.5); it pads sides to multiples of 16.
+    JPEG of quality 95 needs less than 2 bytes a pixel even for noise (measured: 1.5). It pads sides to multiples of 16.
     """
     sides, size = _sides(rows), rows.column("bytes").to_numpy()
     scale = np.minimum(1.0, short_side / np.maximum(sides.min(axis=1), 1)) if short_side else np.ones(len(size))

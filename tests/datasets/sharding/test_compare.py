@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 import shutil
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from datasets.base.digests import file_checksum
 from datasets.base.errors import InputError
-from datasets.records.check import check
-from datasets.records.index import load_index
-from datasets.records.inspect import inspect_record, inspect_shard
-from datasets.records.shard import shard
+from datasets.records import load_index
+from datasets.sharding import check_records, write_records
 from datasets.validation.validate import validate
 
 SHARD = "train/train-00000-of-00001.mindrecord"
@@ -26,7 +21,7 @@ SHARD = "train/train-00000-of-00001.mindrecord"
 def original(tmp_path_factory, small_tree):
     base = tmp_path_factory.mktemp("records")
     validation = validate(small_tree(base / "root"), base / "validation")
-    shard(validation.directory, base / "records")
+    write_records(validation.directory, base / "records")
     return base
 
 
@@ -38,8 +33,8 @@ def base(original, tmp_path):
 
 
 def test_intact(base):
-    records = check(base / "records")
-    assert records == check(base / "records", root=base / "root")
+    records = check_records(base / "records")
+    assert records == check_records(base / "records", root=base / "root")
     assert (records.train, records.val, records.shards) == (7, 4, 2)
     assert records.digest == load_index(base / "records").result(base / "records", reused=True).digest
 
@@ -96,9 +91,9 @@ def test_fault_is_named(base, case):
     damage, needs_root, parts = FAULTS[case]
     damage(base)
     if needs_root:
-        check(base / "records")
+        check_records(base / "records")
     with pytest.raises(InputError) as error:
-        check(base / "records", root=base / "root" if needs_root else None)
+        check_records(base / "records", root=base / "root" if needs_root else None)
     assert all(part in str(error.value) for part in parts), str(error.value)
 
 
@@ -146,9 +141,9 @@ def test_wrong_record_with_right_digests(base, case):
     part["digest"], part["database_digest"] = file_checksum(path), file_checksum(f"{path}.db")
     (base / "records/index.json").write_text(json.dumps(index))
 
-    check(base / "records")
+    check_records(base / "records")
     with pytest.raises(InputError, match=message):
-        check(base / "records", root=base / "root")
+        check_records(base / "records", root=base / "root")
 
 
 MISLED = {  # name: change of the table of sources, whose digest is then made right
@@ -166,55 +161,17 @@ def test_wrong_table_with_the_right_digest(base, case):
     index = json.loads((base / "records/index.json").read_text())
     index["splits"]["train"]["shards"][0]["sources_digest"] = file_checksum(path)
     (base / "records/index.json").write_text(json.dumps(index))
-    check(base / "records")
+    check_records(base / "records")
     with pytest.raises(InputError, match="expected the images that the manifest gives it"):
-        check(base / "records", root=base / "root")
+        check_records(base / "records", root=base / "root")
 
 
 def test_shard_left_out_of_the_index(base):
     index = json.loads((base / "records/index.json").read_text())
     index["splits"]["val"] = {"images": 0, "shards": []}
     (base / "records/index.json").write_text(json.dumps(index))
-    check(base / "records")
+    check_records(base / "records")
     with pytest.raises(
         InputError, match=r"val-00000-of-00001\.mindrecord: expected the images that the manifest gives"
     ):
-        check(base / "records", root=base / "root")
-
-
-def test_inspect_shard(base):
-    seen = inspect_shard(base / "records" / SHARD)
-    assert (seen.images, seen.classes, seen.converted) == (7, {"cat": 4, "dog": 3}, 1)
-    assert seen.bytes == (base / "records" / SHARD).stat().st_size
-    rest = seen.bytes - seen.header_bytes - (seen.image_pages + seen.field_pages - 1) * seen.page_bytes
-    assert 0 < rest <= seen.page_bytes  # the last page ends with its content
-    assert len(seen.first) == 5
-    assert seen.first[2] == inspect_record(base / "records" / SHARD, 2).source
-
-
-@pytest.mark.parametrize("row", range(7))
-def test_inspect_record(base, tmp_path, row):
-    seen = inspect_record(base / "records" / SHARD, row, save=tmp_path / "image")
-    saved = (tmp_path / "image").read_bytes()
-    original = (base / "root" / seen.source["path"]).read_bytes()
-    assert seen.source["converted"] == (saved != original) == seen.source["path"].endswith("odd.gif")
-    assert (seen.source["digest"], seen.source["bytes"]) == (hashlib.sha256(original).hexdigest(), len(original))
-    assert (seen.digest, seen.bytes) == (hashlib.sha256(saved).hexdigest(), len(saved))
-    with Image.open(io.BytesIO(saved)) as image:
-        assert (seen.format, seen.mode, seen.width, seen.height) == (image.format, image.mode, *image.size)
-    assert seen.label == ["cat", "dog"].index(seen.source["class_name"])
-
-
-NOT_SHOWN = {  # name: (call, parts of the message)
-    "no_file": (lambda base: inspect_shard(base / "nothing"), ["nothing", "No such file"]),
-    "no_shard": (lambda base: inspect_shard(base / "root/val/cat/odd.jpg"), ["odd.jpg", "another kind of file"]),
-    "no_row": (lambda base: inspect_record(base / "records" / SHARD, 7), ["a row from 0 to 6", "found 7"]),
-}
-
-
-@pytest.mark.parametrize("case", NOT_SHOWN)
-def test_what_cannot_be_shown(base, case):
-    call, parts = NOT_SHOWN[case]
-    with pytest.raises(InputError) as error:
-        call(base)
-    assert all(part in str(error.value) for part in parts), str(error.value)
+        check_records(base / "records", root=base / "root")

@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 
 from datasets.base.errors import InputError
-from datasets.records.check import check
-from datasets.records.shard import shard
+from datasets.sharding import check_records, write_records
 from datasets.validation.validate import validate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +46,7 @@ def base(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(noise(generator))
     validate(base / "images", base / "validation")
-    shard(base / "validation", base / "records", shard_mb=1)
+    write_records(base / "validation", base / "records", shard_mb=1)
     return base
 
 
@@ -101,7 +100,7 @@ def test_sigkill_at_random_moments(base, tmp_path):
             finish(command(base, out))
             assert contents(out) == expected
             assert before.items() <= inodes(out).items()
-            check(out, root=base / "images")
+            check_records(out, root=base / "images")
     assert kept > KILLS, "the moments were too early to show anything"
     assert {path.name for path in tmp_path.iterdir()} == {"undisturbed", *(f"out{n}" for n in range(5))}
 
@@ -166,13 +165,13 @@ def test_damaged_shard_is_written_again_alone(base, tmp_path, caplog, case):
     victim = sorted((out / "train").glob("*.mindrecord"))[7]
     damage(victim.with_name(victim.name + suffix))
     if needs_full:
-        assert shard(base / "validation", out, shard_mb=1).reused
-    assert not shard(base / "validation", out, shard_mb=1, full=needs_full).reused
+        assert write_records(base / "validation", out, shard_mb=1).reused
+    assert not write_records(base / "validation", out, shard_mb=1, full=needs_full).reused
     assert message in caplog.text
     assert contents(out) == contents(base / "records")
     after = inodes(out)
     assert {name for name in after if after[name] != before[name]} == {victim.name}
-    assert shard(base / "validation", out, shard_mb=1, full=True).reused
+    assert write_records(base / "validation", out, shard_mb=1, full=True).reused
 
 
 @pytest.mark.parametrize("file", ["manifest.parquet", "index.json"])
@@ -180,7 +179,7 @@ def test_damaged_index_and_manifest(base, tmp_path, file):
     out = Path(shutil.copytree(base / "records", tmp_path / "out"))
     before = inodes(out)
     (out / file).write_bytes(b"{}")
-    assert not shard(base / "validation", out, shard_mb=1).reused
+    assert not write_records(base / "validation", out, shard_mb=1).reused
     assert contents(out) == contents(base / "records")
     assert (inodes(out) == before) == (file == "manifest.parquet")  # without an index, nothing is known of the shards
 
@@ -190,7 +189,7 @@ def test_copied_records_are_read_once_and_kept(base, tmp_path):
     out = tmp_path / "out"
     subprocess.run(["cp", "-r", base / "records", out], check=True)
     before = inodes(out)
-    assert shard(base / "validation", out, shard_mb=1).reused
+    assert write_records(base / "validation", out, shard_mb=1).reused
     assert inodes(out) == before
 
 
@@ -209,12 +208,12 @@ def test_changed_files_cost_the_shards_that_hold_them(base, tmp_path, elsewhere)
     (images / "train/a/new.png").write_bytes(noise(generator))
     validate(images, tmp_path / "validation")
     out = tmp_path / "out" if not elsewhere else tmp_path / "out-of-another-digest"
-    shard(tmp_path / "validation", out, shard_mb=1)
+    write_records(tmp_path / "validation", out, shard_mb=1)
     after = inodes(out)
     assert after.keys() == before.keys()
     assert 1 <= sum(after[name] != before[name] for name in after) <= 7
-    assert check(out, root=images) == shard(tmp_path / "validation", out, shard_mb=1)
-    fresh = shard(tmp_path / "validation", tmp_path / "elsewhere" / "fresh", shard_mb=1)
+    assert check_records(out, root=images) == write_records(tmp_path / "validation", out, shard_mb=1)
+    fresh = write_records(tmp_path / "validation", tmp_path / "elsewhere" / "fresh", shard_mb=1)
     assert contents(fresh.directory) == contents(out)
 
 
@@ -225,12 +224,12 @@ def test_shards_of_a_failed_call_serve_after_another_validation(base, tmp_path):
     victim = images / "val/d/999.png" if (images / "val/d/999.png").exists() else next((images / "val").rglob("*.png"))
     victim.write_bytes(noise(np.random.default_rng(2)))
     with pytest.raises(InputError, match=f"{victim.name}: expected the validated file"):
-        shard(tmp_path / "validation", tmp_path / "data-000000000000", shard_mb=1)
+        write_records(tmp_path / "validation", tmp_path / "data-000000000000", shard_mb=1)
     assert not list(tmp_path.glob("data-*/attempts/*"))
     done = finished(tmp_path / "data-000000000000")
     assert len(done) > 40
     validate(images, tmp_path / "validation", name="data")
-    shard(tmp_path / "validation", tmp_path / "data-111111111111", shard_mb=1)
+    write_records(tmp_path / "validation", tmp_path / "data-111111111111", shard_mb=1)
     assert done.items() <= inodes(tmp_path / "data-111111111111").items()
     assert not list(tmp_path.glob("data-*.partial-*")), "nobody would ever have removed them"
 
