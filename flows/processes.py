@@ -19,7 +19,7 @@ from pathlib import Path
 from datasets.base.errors import InputError
 from mae.launch import started, with_variable
 
-STARTUP_SECONDS = 120  # the first start creates the database's tables: about 8 s on two idle cores
+STARTUP_SECONDS = 300  # the first start creates the database tables: 8 s on two idle cores, minutes on busy ones
 GRACE_SECONDS = 20
 MARK = "MAE_STARTED_AS"  # an environment variable of each process started here; its own children inherit it
 

@@ -44,7 +44,7 @@ class Installation:
 
     def call(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment | more
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
 
     def make(self, what: str) -> subprocess.CompletedProcess[str]:
         return self.call(sys.executable, "-m", "flows.server", what)
