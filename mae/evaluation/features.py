@@ -11,10 +11,9 @@ from mindspore import Tensor
 
 from datasets.batches.batches import ordered_batches
 from mae.config.sections import ModelConfig
-from mae.device.context import seed_initialisers
 from mae.evaluation.protocol import Features, Score, Subject
 from mae.model.forward import Encode, normalise_pixels
-from mae.model.mae import MaskedAutoencoder
+from mae.model.mae import MaskedAutoencoder, seeded_mae
 from mae.model.vit import VisionTransformer
 from mae.weights.restore import load_encoder
 
@@ -94,9 +93,3 @@ def in_fixed_batches(compute: Compute) -> Compute:
         return compute(filled)[: len(images)]
 
     return padded
-
-
-def seeded_mae(config: ModelConfig, seed: int) -> MaskedAutoencoder:
-    """Return a MAE with the random weights that `seed` gives."""
-    seed_initialisers(seed)
-    return MaskedAutoencoder(config)

@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mae.config.sections import ComputeConfig, ModelConfig
-from mae.device.context import DEFAULT_COMPUTE, compute_dtype
+from mae.device.context import DEFAULT_COMPUTE, compute_dtype, seed_initialisers
 from mae.model.layers import LayerNorm, Linear, blocks
 from mae.model.pos_embed import sincos_2d
 from mae.model.vit import Encoder, patchify
@@ -107,3 +107,9 @@ class MaskedAutoencoder(Encoder):
     def removed(self, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
         """(N, L) float32, 1 for a removed patch: the visible patches come first in the shuffled order."""
         return (ids_restore >= ids_keep.shape[1]).astype(ms.float32)
+
+
+def seeded_mae(config: ModelConfig, seed: int) -> MaskedAutoencoder:
+    """Return a MAE with the random weights that `seed` gives."""
+    seed_initialisers(seed)
+    return MaskedAutoencoder(config)

@@ -95,8 +95,7 @@ def _run(folder: Path, classes: int) -> None:
     from mindspore import Tensor
 
     from mae.device.context import setup
-    from mae.training.engine import build_update
-    from mae.training.task import Place, build_job
+    from mae.training.task import Place, build_job, build_update
     from mae.training.update import Accumulate
 
     config = load_config(folder / "config.yaml")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Optional
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor
+from mindspore import Tensor
 
 from datasets.base.errors import InputError
 from datasets.batches.batches import Batch, steps_per_epoch, train_batches
@@ -23,20 +22,19 @@ from mae.config.sections import (
     LinearConfig,
     PretrainConfig,
 )
-from mae.device.context import compute_dtype, setup, waited_for_ranks
+from mae.device.context import setup, waited_for_ranks
 from mae.launch.ranks import rank_main
 from mae.model.mae import MaskedAutoencoder
 from mae.runs import checkpoint
 from mae.runs.failure import FAILURE
-from mae.runs.model_file import load_weights
 from mae.runs.run import Run
 from mae.runs.saver import Saver
 from mae.training.failed_step import write_failed_step
 from mae.training.metrics import Metrics
 from mae.training.schedule import lr_at
-from mae.training.task import Job, Place, build_job
-from mae.training.update import Accumulate, StepResult, Update
-from mae.weights.restore import load_parameters
+from mae.training.state import host_copies, resume
+from mae.training.task import Job, Place, build_job, build_update
+from mae.training.update import Accumulate, StepResult
 
 LOG_STEPS = 10  # steps between two readings of the loss, each of which waits for the device
 HALT_SECONDS = 600  # that rank 0 has to write the failed step of all ranks
@@ -133,9 +131,9 @@ class Engine:
             averages = {p.name: a.asnumpy().copy() for p, a in zip(job.optimizer.params, update.averages)}
         write = functools.partial(
             checkpoint.save,
-            weights=_host(job.model.get_parameters()),
+            weights=host_copies(job.model.get_parameters()),
             card=job.card,
-            moments=_host(update.state),
+            moments=host_copies(update.state),
             averages=averages,
             step=step,
             epoch=step // self.updates,
@@ -174,26 +172,13 @@ class Engine:
                 batches[Place(epoch, number, part, rank)] = next(stream)
             stream.close()  # type: ignore[attr-defined]
         directory = self.run.directory / FAILURE / f"step_{first}"
-        weights, moments = _host(self.job.model.get_parameters()), _host(self.update.state)
+        weights, moments = host_copies(self.job.model.get_parameters()), host_copies(self.update.state)
         write_failed_step(directory, self.job, weights, moments, batches, step=first)
         todo = (
             "lower blr or lengthen warmup_epochs and start from an earlier checkpoint (mae train --from); "
             f"mae train --replay {directory} runs this step again"
         )
         raise InputError(f"step {first}", expected="a finite loss and gradient", found=found, todo=todo)
-
-
-def build_update(job: Job) -> Update:
-    """Return the compiled step of a job."""
-    return Update(
-        job.loss,
-        job.optimizer,
-        ranks=job.config.device.ranks,
-        accum_iter=job.recipe.accum_iter,
-        clip_grad=job.recipe.clip_grad,
-        ema=job.recipe.ema,
-        dynamic_scale=compute_dtype(job.config.compute) == ms.float16,
-    )
 
 
 def rank_batches(job: Job, epochs: Iterable[int], rank: int, *, start: int) -> Iterator[Batch]:
@@ -221,36 +206,6 @@ def rank_batches(job: Job, epochs: Iterable[int], rank: int, *, start: int) -> I
         changes=changes,
         erasing=erasing,
     )
-
-
-def resume(directory: Path, job: Job, update: Update) -> int:
-    """Load a checkpoint into the job and return the number of completed steps."""
-    load_run(directory, job, update)
-    state = checkpoint.load_state(directory)
-    place = f" and {state.update} updates" if state.update else ""
-    print(f"resuming after epoch {state.epoch}{place} from {directory}", flush=True)
-    return state.step
-
-
-def load_run(directory: Path, job: Job, update: Update) -> None:
-    """Load the parameters and the optimiser's state of a checkpoint into the job.
-
-    Raises:
-        InputError: they belong to another job.
-    """
-    load_parameters(job.model, load_weights(directory / checkpoint.MODEL), source=directory)
-    saved = load_weights(directory / checkpoint.OPTIMIZER)
-    names = sorted(parameter.name for parameter in update.state)
-    if sorted(saved) != names:
-        todo = "start over with --fresh"
-        differing = ", ".join(sorted(set(saved) ^ set(names))[:5])
-        raise InputError(directory / checkpoint.OPTIMIZER, expected="this recipe's state", found=differing, todo=todo)
-    for parameter in update.state:
-        parameter.set_data(Tensor(saved[parameter.name]))
-
-
-def _host(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
-    return {p.name: p.asnumpy().copy() for p in parameters}
 
 
 def main(run_directory: str, resume_from: Optional[str] = None) -> None:

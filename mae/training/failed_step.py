@@ -101,8 +101,8 @@ def replay(path: Path) -> Replay:
     from mindspore import Tensor
 
     from mae.device.context import setup
-    from mae.training.engine import build_update, load_run
-    from mae.training.task import build_job
+    from mae.training.state import load_state
+    from mae.training.task import build_job, build_update
     from mae.training.update import Accumulate, StepResult
 
     batches: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
@@ -117,7 +117,7 @@ def replay(path: Path) -> Replay:
     setup(device.target, ranks=1, compute=here.compute)
     job = build_job(here, classes=card.labels)
     update = build_update(job)
-    load_run(directory, job, update)
+    load_state(directory, job, update)
     job.model.set_train(True)
     unfit = [p.name for p in job.model.get_parameters() if not np.isfinite(p.asnumpy()).all()]
     faulty = set()

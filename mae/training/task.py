@@ -6,20 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import mindspore as ms
 import numpy as np
 from mindspore import nn
 
 from datasets.batches.batches import Batch
 from datasets.batches.mixup import keep_map
 from mae.config.sections import Config, FinetuneConfig, LinearConfig, ModelConfig, PretrainConfig, Recipe
-from mae.device.context import seed_initialisers
+from mae.device.context import compute_dtype, seed_initialisers
 from mae.masking import ids_from_noise
 from mae.model.card import ModelCard
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import Encoder, VisionTransformer
 from mae.training.losses import ClassifyLoss, PretrainLoss
 from mae.training.optim import LARS, AdamW, layer_scales
-from mae.training.update import Optimizer
+from mae.training.update import Optimizer, Update
 from mae.weights.restore import classifier_from_mae
 
 
@@ -106,6 +107,19 @@ def _finetune(config: Config, recipe: FinetuneConfig, classes: list[str]) -> Job
         ),
         card=ModelCard(kind="classifier", model=model.config, classes=classes),
         inputs=inputs,
+    )
+
+
+def build_update(job: Job) -> Update:
+    """Return the compiled step of a job."""
+    return Update(
+        job.loss,
+        job.optimizer,
+        ranks=job.config.device.ranks,
+        accum_iter=job.recipe.accum_iter,
+        clip_grad=job.recipe.clip_grad,
+        ema=job.recipe.ema,
+        dynamic_scale=compute_dtype(job.config.compute) == ms.float16,
     )
 
 

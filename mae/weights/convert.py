@@ -213,7 +213,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _random_decoder(card: ModelCard) -> dict[str, np.ndarray]:
     """The decoder at the initialisation that seed 0 gives."""
-    from mae.evaluation.features import seeded_mae
+    from mae.model.mae import seeded_mae
 
     fresh = {p.name: p.asnumpy() for p in seeded_mae(card.model, 0).get_parameters()}
     return {name: value for name, value in fresh.items() if name.startswith(("decoder_", "mask_token"))}

@@ -6,8 +6,8 @@ from safetensors.numpy import save_file
 
 from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
-from mae.evaluation.features import seeded_mae
 from mae.model.card import ModelCard
+from mae.model.mae import seeded_mae
 from mae.runs import checkpoint
 from mae.runs.model_file import load_card, load_weights, model_file
 from mae.weights.restore import classifier_from_mae, load_classifier, load_mae, load_parameters
