@@ -42,6 +42,7 @@ class Metrics:
         self.flops = training_flops(run.config.model, run.config.recipe)
         self.peak = peak_flops(run.config_in_force)
         self.started = self.last_time = time.monotonic()
+        self.started_at = time.time()  # Unix time; lines are dated by the monotonic clock since
         self.last_step: int | None = None
         self.skips_ranks = False
         self.data_seconds = self.device_seconds = self.rank_seconds = 0.0
@@ -136,7 +137,8 @@ class Metrics:
             _append(self.rank_path, {**line, "host": os.uname().nodename})
 
     def _clock(self, now: float) -> dict[str, float]:
-        return {"seconds": round(now - self.started, 2), "time": round(time.time(), 3)}
+        seconds = now - self.started
+        return {"seconds": round(seconds, 2), "time": round(self.started_at + seconds, 3)}
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
