@@ -31,7 +31,7 @@ test-privileged: .venv/.installed-test
 	$(bin)/pytest -m privileged
 
 parity: .venv/.installed-parity
-	$(pytest) -m needs_torch
+	$(pytest) -m parity
 
 test-pillow-images: .venv/.installed-test
 	$(bin)/pip download --quiet --no-binary pillow --no-deps pillow -c constraints.txt -d .venv/pillow

@@ -14,6 +14,7 @@ from mindspore import Tensor
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.parity
 
 from mae.config.sections import ModelConfig  # noqa: E402
 from mae.masking import ids_from_noise  # noqa: E402

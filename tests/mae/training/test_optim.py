@@ -64,6 +64,7 @@ def test_adamw_equals_the_formula(name, shape, betas, scale, gradient_size, step
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7 * np.sqrt(steps), err_msg=name)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("name", "shape", "betas", "scale", "gradient_size", "steps"), ADAMW)
 def test_adamw_equals_torch(name, shape, betas, scale, gradient_size, steps):
     torch = pytest.importorskip("torch")

@@ -58,6 +58,7 @@ def test_every_iteration_equals_the_cosine_in_steps(recipe):
     np.testing.assert_allclose(per_iteration(recipe), expected, rtol=1e-7, atol=1e-13 * lr)
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("recipe", RECIPES[-2:], ids=lambda r: r[0])
 def test_every_iteration_equals_torch(recipe):
     torch = pytest.importorskip("torch")
