@@ -36,7 +36,7 @@ from flows.runners import results
 from mae.cluster import RankTableFile
 from mae.config.sections import Config, DataConfig, DeviceConfig
 from mae.report.page import Report
-from mae.train import Training
+from mae.runs.run import Training
 from tasks.evaluate import Evaluations
 from tasks.stage import seconds_of_work, show_library_logs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Union
 
 from datasets.base.errors import InputError, no_room, room_for
-from datasets.base.files import StageResult, atomic_write
+from datasets.base.files import atomic_write
 from datasets.batches.batches import steps_per_epoch
 from datasets.records import Records, check_files, check_labelled, load_index
 from mae.cluster.job_table import job_table
@@ -17,17 +17,15 @@ from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target
 from mae.health.follow import Follower
 from mae.health.tensorboard import rewrite
-from mae.health.verdict import judge, load_verdict
+from mae.health.verdict import conclude, load_verdict
 from mae.launch.ranks import RanksFailed, check_free, run_ranks
-from mae.runs import checkpoint
 from mae.runs.data_facts import write_data_facts
 from mae.runs.failure import failures, fall_back
-from mae.runs.fork import fork, load_fork
-from mae.runs.history import remember
-from mae.runs.inputs import differences
+from mae.runs.fork import fork
 from mae.runs.log import read_lines
 from mae.runs.model_file import model_file
-from mae.runs.run import Run
+from mae.runs.resume import check_resumed
+from mae.runs.run import Run, Training
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,16 +36,6 @@ HANG_SECONDS = 1800.0  # longer than any graph takes to compile: a rank without 
 LEAST_ROOM = 64 << 10  # bytes of free disk, below which a rank may have been unable to write its error
 
 logger = logging.getLogger(__name__)
-
-
-class Training(StageResult):
-    """A finished run. `checkpoint` is the last model file, `digest` its SHA-256, `loss` the last logged loss."""
-
-    run_dir: Path
-    checkpoint: Path
-    digest: str
-    steps: int
-    loss: float
 
 
 def train(
@@ -85,32 +73,33 @@ def train(
         fork(start, run, fresh=resume is False)
     elif resume is False:
         shutil.rmtree(run.directory, ignore_errors=True)
-    _check_resumed(run, among_others=resume is True)
-    done = _result(run, reused=True)
-    if done is not None and _measured(run, done.steps):
+    check_resumed(run, among_others=resume is True)
+    done = run.finished()
+    if done is not None and run.evaluated(done.steps):
         logger.info("%s: reusing the finished run", run.directory)
         if load_verdict(run) is None:  # the launcher was killed after the last checkpoint
             rewrite(run.directory, read_lines(run.metrics))
-            _conclude(run, report_line)
-        return done
+            conclude(run, report_line)
+        return done.model_copy(update={"reused": True})
+    before = failures(run)
     run.write_config()
     write_data_facts(run)
     if table is not None:
         atomic_write(run.directory / "rank_table.json", table)
     (run.directory / "verdict.json").unlink(missing_ok=True)
-    before = failures(run)
-    try:
-        _run(run, report_line, console)
-    except InputError:
-        if not fall_back(run, before):
-            raise
-        _run(run, report_line, console)
-    result = _result(run, reused=False)
-    if result is None:
+    while True:
+        try:
+            _run(run, report_line, console)
+            break
+        except InputError:
+            if not fall_back(run, before):  # at most once per run
+                raise
+    done = run.finished()
+    if done is None:
         todo = f"read {run.directory / 'logs'}"
         raise InputError(run.directory, expected="the last epoch's checkpoint", found="none that is intact", todo=todo)
-    _conclude(run, report_line)
-    return result
+    conclude(run, report_line)
+    return done
 
 
 def check_data(config: Config, data: Union[Validation, Records], *, protocols: Sequence[str] = ()) -> None:
@@ -135,13 +124,14 @@ def _resolved(config: Config) -> Config:
     """Return the config with absolute paths, after the checks that would otherwise fail in every rank."""
     if config.data.records is None:
         return config  # Run.of says what is missing
+    if config.task != "pretrain" and config.init is None:
+        expected, todo = f"a checkpoint that task {config.task} starts from", "set it to one of pre-training"
+        raise InputError("init", expected=expected, found="none", todo=todo)
+    init = str(model_file(Path(config.init)).resolve()) if config.init is not None else None
     records = Path(config.data.records).resolve()
     found = load_index(records).result(records, reused=True)
     check_data(config, found)
     classes = len(found.classes)
-    if config.task != "pretrain" and config.init is None:
-        expected, todo = f"a checkpoint that task {config.task} starts from", "set it to one of pre-training"
-        raise InputError("init", expected=expected, found="none", todo=todo)
     if config.model.num_classes not in (None, classes):
         raise InputError(
             "model.num_classes",
@@ -150,30 +140,7 @@ def _resolved(config: Config) -> Config:
             todo="correct it or leave it out",
         )
     data = config.data.model_copy(update={"records": str(records)})
-    init = str(model_file(Path(config.init)).resolve()) if config.init is not None else None
     return config.model_copy(update={"data": data, "init": init})
-
-
-def _check_resumed(run: Run, *, among_others: bool) -> None:
-    """Raise InputError with each key that differs if the checkpoint to continue has another config or other records."""
-    found = run.newest()
-    if found is None and among_others and not (run.directory / "config.yaml").exists():
-        runs = run.directory.parent.glob(f"{run.config.name}-*")
-        named = [path for path in runs if path.name.rpartition("-")[0] == run.config.name]
-        others = filter(None, (checkpoint.newest(path / "checkpoints") for path in named))
-        found = max(others, key=lambda path: path.stat().st_mtime, default=None)
-    if found is None:
-        return
-    written = checkpoint.load_state(found).inputs
-    if written != run.inputs:
-        todo = (
-            "to continue this run, undo the change; to start a new run, omit --resume; "
-            "to start a new run from this checkpoint, use --from"
-        )
-        if found.parents[1] == run.directory:
-            todo = "start over with --fresh, which removes it"
-        expected = "the config and records that this checkpoint was trained with"
-        raise InputError(found, expected=expected, found=differences(written, run.inputs), todo=todo)
 
 
 def _run(run: Run, report_line: Callable[[str], None], console: Optional[Console]) -> None:
@@ -184,7 +151,7 @@ def _run(run: Run, report_line: Callable[[str], None], console: Optional[Console
     """
     check_files(run.records, full=False)
     try:
-        with room_for("the run's files", run.directory), Follower(run, report_line, console) as poll:
+        with Follower(run, report_line, console) as poll, room_for("the run's files", run.directory):
             device, newest = run.config.device, run.newest()
             run_ranks(
                 ["-m", "mae.training.engine", str(run.directory), *([str(newest)] if newest is not None else [])],
@@ -202,35 +169,3 @@ def _run(run: Run, report_line: Callable[[str], None], console: Optional[Console
             raise no_room("the run's files", run.directory, f"{free} bytes free") from error
         check_files(run.records, full=isinstance(error, InputError) and str(run.records) in str(error))
         raise
-
-
-def _conclude(run: Run, report_line: Callable[[str], None]) -> None:
-    """Judge a finished run. Later runs are compared with it if it had one recipe and a normal loss."""
-    result = judge(run)
-    if load_fork(run) is None and not any(finding.about == "loss" for finding in result.findings):
-        remember(run)
-    for line in result.lines():
-        report_line(line)
-
-
-def _measured(run: Run, step: int) -> bool:
-    """Return whether the last epoch's evaluation is in the log. A kill after the last checkpoint can prevent it."""
-    recipe = run.config.recipe
-    if not isinstance(recipe, PretrainConfig) or not recipe.evaluation_due(step, step // recipe.epochs):
-        return True
-    return {line["protocol"] for line in run.measurements() if line["step"] == step} >= set(recipe.eval_protocols)
-
-
-def _result(run: Run, *, reused: bool) -> Optional[Training]:
-    """Return the result of a run whose last epoch has an intact checkpoint."""
-    state = run.finished()
-    if state is None:
-        return None
-    return Training(
-        run_dir=run.directory,
-        checkpoint=run.checkpoints / str(state.step) / checkpoint.MODEL,
-        digest=state.digests[checkpoint.MODEL],
-        steps=state.step,
-        loss=state.loss,
-        reused=reused,
-    )

@@ -7,8 +7,7 @@ from pathlib import Path
 from mae.config.sections import Config
 from mae.health.verdict import load_verdict
 from mae.launch import RanksFailed
-from mae.runs.run import Run
-from mae.train import Training
+from mae.runs.run import Run, Training
 from mae.train import train as train_ranks
 from tasks.stage import markdown, stage_task, table, unchanged
 

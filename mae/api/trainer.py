@@ -19,8 +19,8 @@ from mae.data import prepare
 from mae.evaluation.evaluate import Evaluation, evaluate
 from mae.prediction.images import ImageLike
 from mae.runs.checkpoint import MODEL
-from mae.runs.run import Run
-from mae.train import Training, train
+from mae.runs.run import Run, Training
+from mae.train import train
 from mae.weights import hub
 
 Checkpoint = Union[PathLike, bool, None]  # path or known name; True: what was trained; None: the model's own

@@ -30,7 +30,6 @@ class Follower:
     """
 
     def __init__(self, run: Run, report_line: Callable[[str], None], console: Optional[Console] = None) -> None:
-        self.tail, self.events, self.watch = Tail(run.metrics), EventFile(run.directory), Watch(run)
         self.epochs = run.config.recipe.epochs
         self.report_line = report_line
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
@@ -38,6 +37,7 @@ class Follower:
         self.bar = _Bar(console, self.epochs) if console is not None and console.is_terminal else None
         if self.bar is not None:
             self.report_line = self.bar.print
+        self.tail, self.events, self.watch = Tail(run.metrics), EventFile(run.directory), Watch(run)
 
     def __enter__(self) -> Follower:
         return self

@@ -6,6 +6,7 @@ and the findings reported while the run trains are those in the file at its end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from datasets.base.files import write_json
 from mae.health.rules import LOST_SECONDS, Band, Finding, RankCourse, Rows, course, look, rank_course
-from mae.runs.history import Past, past_runs, recipe_history
+from mae.runs.fork import load_fork
+from mae.runs.history import Past, past_runs, recipe_history, remember
 from mae.runs.run import Run
 
 FILE = "verdict.json"
@@ -98,6 +100,18 @@ def judge(run: Run) -> Verdict:
     result = verdict(run)
     write_json(run.directory / FILE, result.model_dump())
     return result
+
+
+def conclude(run: Run, report_line: Callable[[str], None]) -> None:
+    """Judge a finished run and report the verdict line by line.
+
+    Later runs are compared with this one if it had one recipe and a normal loss.
+    """
+    result = judge(run)
+    if load_fork(run) is None and not any(finding.about == "loss" for finding in result.findings):
+        remember(run)
+    for line in result.lines():
+        report_line(line)
 
 
 def load_verdict(run: Run) -> Optional[Verdict]:

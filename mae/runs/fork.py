@@ -69,8 +69,8 @@ def fork(source: Path, run: Run, *, fresh: bool = False) -> None:
     for name in (METRICS, FALLBACK):
         if (source.parents[1] / name).exists():
             shutil.copyfile(source.parents[1] / name, run.directory / name)
-    cut(run.metrics, state.step)
     begun = Fork(checkpoint=str(source), step=state.step, changed=differences(state.inputs, run.inputs))
+    cut(run.metrics, state.step)
     write_json(run.directory / FORK, begun.model_dump())
     with atomic_directory(run.checkpoints / str(state.step)) as partial:  # last: the run has begun when this exists
         for name in state.digests:

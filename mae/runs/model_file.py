@@ -24,11 +24,9 @@ def model_file(path: Path) -> Path:
     Raises:
         InputError: there is none, or its content is not what the checkpoint was written with.
     """
-    if path.is_file():
-        return _intact(path)
-    for name in FOLDER_FILES:
-        if (path / name).is_file():
-            return _intact(path / name)
+    for file in (path, *(path / name for name in FOLDER_FILES)):
+        if file.is_file():
+            return _intact(file)
     if (path / CONFIG).is_file():
         expected, todo = f"{' or '.join(FOLDER_FILES)} next to config.json", "save it as one file (max_shard_size)"
         raise InputError(path, expected=expected, found="neither", todo=todo)

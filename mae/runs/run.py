@@ -11,12 +11,11 @@ from pydantic import BaseModel, ConfigDict
 
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
-from datasets.base.files import atomic_write
+from datasets.base.files import StageResult, atomic_write
 from datasets.records import load_index
 from mae.config.load import dump_config, load_config
-from mae.config.sections import Config
+from mae.config.sections import Config, PretrainConfig
 from mae.runs import checkpoint, log
-from mae.runs.checkpoint import State
 from mae.runs.evaluations import EvaluationFile, read_evaluation
 from mae.runs.inputs import run_inputs
 
@@ -34,6 +33,16 @@ class Fallback(BaseModel):
     decoder: str = "float32"
     failure: str  # name of the failure's directory
     from_step: int
+
+
+class Training(StageResult):
+    """A finished run. `checkpoint` is the last model file, `digest` its SHA-256, `loss` the last logged loss."""
+
+    run_dir: Path
+    checkpoint: Path
+    digest: str
+    steps: int
+    loss: float
 
 
 class Run:
@@ -130,11 +139,16 @@ class Run:
         """Return the directory of the newest intact checkpoint. A process reads each unchanged file once for this."""
         return checkpoint.newest(self.checkpoints)
 
-    def finished(self) -> Optional[State]:
-        """Return the state of the last epoch's checkpoint; none while the run has no such checkpoint."""
+    def finished(self) -> Optional[Training]:
+        """Return the result of the run; none while the last epoch has no intact checkpoint."""
         newest = self.newest()
-        state = checkpoint.load_state(newest) if newest is not None else None
-        return state if state is not None and state.epoch >= self.config.recipe.epochs else None
+        if newest is None:
+            return None
+        state = checkpoint.load_state(newest)
+        if state.epoch < self.config.recipe.epochs:
+            return None
+        model, digest = newest / checkpoint.MODEL, state.digests[checkpoint.MODEL]
+        return Training(run_dir=self.directory, checkpoint=model, digest=digest, steps=state.step, loss=state.loss)
 
     @property
     def metrics(self) -> Path:
@@ -148,6 +162,14 @@ class Run:
     def measurements(self) -> list[log.Line]:
         """Return the evaluations between epochs, oldest first."""
         return log.evaluations(log.read_lines(self.metrics))
+
+    def evaluated(self, step: int) -> bool:
+        """Return whether the evaluations that are due after the last step are in the log. A kill can prevent them."""
+        recipe = self.config.recipe
+        if not isinstance(recipe, PretrainConfig) or not recipe.evaluation_due(step, step // recipe.epochs):
+            return True
+        found = {line["protocol"] for line in self.measurements() if line["step"] == step}
+        return found >= set(recipe.eval_protocols)
 
     def rank_lines(self) -> dict[int, list[log.Line]]:
         """Return the lines of metrics/rank_<n>.jsonl by rank; ranks without lines are left out."""

@@ -146,7 +146,7 @@ def test_the_published_probe_trains_the_head_only(tiny, trained, tmp_path):
     weights, encoder = (load_weights(model_file(path)) for path in (run.directory, trained.checkpoint))
     for name in ("cls_token", "blocks.0.attn.qkv.weight", "norm.weight"):
         np.testing.assert_array_equal(weights[name], encoder[name])
-    assert weights["head.0.num_batches_tracked"] == run.finished().step
+    assert weights["head.0.num_batches_tracked"] == run.finished().steps
     assert np.abs(weights["head.0.running_mean"]).max() > 0
     state = load_weights(run.newest() / "optimizer.safetensors")
     assert sorted(state) == ["lars_v.head.1.bias", "lars_v.head.1.weight"]

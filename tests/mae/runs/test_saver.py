@@ -13,9 +13,10 @@ from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.model.card import ModelCard
 from mae.runs import checkpoint, saver
+from mae.runs.resume import check_resumed
 from mae.runs.run import Run
 from mae.runs.saver import Saver
-from mae.train import _check_resumed, train
+from mae.train import train
 from tests.commit_points import kill_at_commit_points
 from tests.mae.made_runs import with_
 
@@ -196,10 +197,10 @@ def test_a_run_that_has_begun_is_not_compared_with_others(tiny, trained, tmp_pat
     shutil.copytree(trained.run_dir, tmp_path / "runs" / trained.run_dir.name)
     other = tiny.model_copy(update={"seed": 4})
     with pytest.raises(InputError, match="seed 4 where the checkpoint has 3"):
-        _check_resumed(Run.of(other, tmp_path), among_others=True)
+        check_resumed(Run.of(other, tmp_path), among_others=True)
     Run.of(other, tmp_path).directory.mkdir()
     (Run.of(other, tmp_path).directory / "config.yaml").touch()
-    _check_resumed(Run.of(other, tmp_path), among_others=True)
+    check_resumed(Run.of(other, tmp_path), among_others=True)
 
 
 def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
