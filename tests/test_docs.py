@@ -16,6 +16,7 @@ import pytest
 import typer
 import yaml
 
+from datasets.manifest.faults import FAULTS
 from flows import embedded
 from mae.cli import app
 from mae.config.load import load_config
@@ -198,3 +199,7 @@ def test_only_public_places_are_named(file):
         assert urlsplit(address).netloc in HOSTS, address
     for root in re.findall(r"(?<![\w.}~/>-])/([a-z]+)/", re.sub(r"https?://\S+", "", text)):
         assert root in EXAMPLE_ROOTS, f"/{root}/"
+
+
+def test_the_number_of_faults_is_right():
+    assert f"It knows {len(FAULTS)} kinds of fault" in (ROOT / "docs" / "data.md").read_text()
