@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -203,3 +206,12 @@ def test_only_public_places_are_named(file):
 
 def test_the_number_of_faults_is_right():
     assert f"It knows {len(FAULTS)} kinds of fault" in (ROOT / "docs" / "data.md").read_text()
+
+
+def test_the_example_of_a_protocol_is_found(tmp_path):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    example = re.search(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "nearest_mean.py").write_text(example[1])
+    command, environment = [sys.executable, "-m", "mae.config.docs"], {**os.environ, "MAE_PROTOCOLS": str(tmp_path)}
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "## nearest_mean\n" in printed
