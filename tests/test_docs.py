@@ -215,3 +215,12 @@ def test_the_example_of_a_protocol_is_found(tmp_path):
     command, environment = [sys.executable, "-m", "mae.config.docs"], {**os.environ, "MAE_PROTOCOLS": str(tmp_path)}
     printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert "## nearest_mean\n" in printed
+
+
+def test_every_room_is_in_the_architecture():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for package in ("mae", "datasets"):
+        for room in (ROOT / package).glob("*/__init__.py"):
+            assert f"| `{room.parent.name}/` |" in page, room.parent
+        for file in (ROOT / package).glob("[a-z]*.py"):
+            assert f"`{file.name}`" in page, file
