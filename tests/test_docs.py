@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 import typer
 import yaml
 
+from datasets.manifest.faults import FAULTS
 from flows import embedded
 from mae.cli import app
 from mae.config.load import load_config
@@ -198,3 +202,25 @@ def test_only_public_places_are_named(file):
         assert urlsplit(address).netloc in HOSTS, address
     for root in re.findall(r"(?<![\w.}~/>-])/([a-z]+)/", re.sub(r"https?://\S+", "", text)):
         assert root in EXAMPLE_ROOTS, f"/{root}/"
+
+
+def test_the_number_of_faults_is_right():
+    assert f"It knows {len(FAULTS)} kinds of fault" in (ROOT / "docs" / "data.md").read_text()
+
+
+def test_the_example_of_a_protocol_is_found(tmp_path):
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    example = re.search(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "nearest_mean.py").write_text(example[1])
+    command, environment = [sys.executable, "-m", "mae.config.docs"], {**os.environ, "MAE_PROTOCOLS": str(tmp_path)}
+    printed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "## nearest_mean\n" in printed
+
+
+def test_every_room_is_in_the_architecture():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for package in ("mae", "datasets"):
+        for room in (ROOT / package).glob("*/__init__.py"):
+            assert f"| `{room.parent.name}/` |" in page, room.parent
+        for file in (ROOT / package).glob("[a-z]*.py"):
+            assert f"`{file.name}`" in page, file

@@ -64,8 +64,10 @@ def description(title: str, kind: type[BaseModel]) -> str:
 def section_type(kind: type[BaseModel], key: str) -> Optional[type[Section]]:
     """Return the type of a key that is a section; none for other keys."""
     annotation = kind.model_fields[key].annotation
-    types = [one for one in (annotation, *typing.get_args(annotation)) if inspect.isclass(one)]
-    return next((one for one in types if issubclass(one, Section)), None)
+    for one in (annotation, *typing.get_args(annotation)):
+        if isinstance(one, type(Section)) and issubclass(one, Section):
+            return one
+    return None
 
 
 def _rows(kind: type[BaseModel]) -> Iterator[str]:
