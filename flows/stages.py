@@ -31,7 +31,7 @@ from datasets.records.index import Records
 from datasets.records.shard import sole_writer
 from datasets.sample import SampleData
 from datasets.unpacking.unpack import Unpacked
-from datasets.validation.validate import Validation
+from datasets.validation import Validation
 from flows.runners import results
 from mae.cluster.rank_table import RankTableFile
 from mae.config.sections import Config, DataConfig, DeviceConfig

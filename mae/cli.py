@@ -67,12 +67,12 @@ def validate(
     min_side: Annotated[int, typer.Option(help="name images with a shorter side, in pixels")] = 16,
 ) -> None:
     """Decode every file below ROOT and say what is wrong with which."""
-    from datasets.manifest.faults import parse_policy
-    from datasets.validation.plan import Options
-    from datasets.validation.validate import validate as run
+    from datasets.manifest import parse_policy
+    from datasets.validation import ValidationOptions
+    from datasets.validation import validate as run
     from mae.report.fault_table import print_faults
 
-    options = Options(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
+    options = ValidationOptions(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
     result = run(root, out, options=options, full=full)
     print_faults(result)
     _show(result)

@@ -31,6 +31,7 @@ from datasets.base.parallel import in_processes
 from datasets.layout import MARKERS
 from datasets.unpacking.archive import BLOCK
 from datasets.unpacking.class_folders import DONE, IMAGES, WRITING, Unit, Written, flush, replace, write
+from datasets.unpacking.devkit import is_devkit, read_devkit
 from datasets.unpacking.placement import Parts, Placement, Survey, survey
 
 logger = logging.getLogger(__name__)
@@ -102,14 +103,14 @@ def _plan(paths: list[Path], out: Path, check_md5: bool) -> list[_Source]:
         found = f"{max(names, key=lambda name: names[name])} twice"
         raise InputError("archives", expected="each name once", found=found, todo="correct the list")
     val_synsets = None
-    for path in filter(imagenet.is_devkit, paths):
-        val_synsets = imagenet.read_devkit(path).val_synsets
+    for path in filter(is_devkit, paths):
+        val_synsets = read_devkit(path).val_synsets
         if check_md5 and path.name in imagenet.MD5:
             _check_md5(path, _file_md5(path, threading.Event()))
     sources: list[_Source] = []
     owners: dict[Parts, str] = {}
     for path in paths:
-        if imagenet.is_devkit(path):
+        if is_devkit(path):
             continue
         headers = survey(path, val_synsets)
         for folder in headers.folders:

@@ -18,7 +18,7 @@ from datasets.manifest.rows import read_manifest
 from datasets.records.check import check
 from datasets.records.index import load_index, source
 from datasets.records.shard import records_directory, shard
-from datasets.validation.plan import Options
+from datasets.validation.options import ValidationOptions
 from datasets.validation.validate import validate
 
 
@@ -261,7 +261,7 @@ def test_what_is_converted_is_as_the_policy_says(tmp_path, write_tree):
     )
     stored = {}
     for name, settings in (("default", []), ("other", ["grey=convert", "cmyk=exclude"])):
-        found = validate(root, tmp_path / name, options=Options(policy=parse_policy(settings)))
+        found = validate(root, tmp_path / name, options=ValidationOptions(policy=parse_policy(settings)))
         records = shard(found.directory, tmp_path / f"{name} records").directory
         check(records, root=root)
         rows = [source(records, "val", sample) for sample in range(load_index(records).splits["val"].images)]

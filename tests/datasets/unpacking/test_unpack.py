@@ -22,6 +22,7 @@ import pytest
 
 from datasets import imagenet
 from datasets.base.errors import InputError
+from datasets.unpacking.devkit import read_devkit
 from datasets.unpacking.unpack import unpack
 from tests.datasets.tars import (
     SYNSETS,
@@ -91,7 +92,7 @@ def test_table_and_devkit_agree(tmp_path):
     synsets = list(imagenet.synsets())
     random.Random(0).shuffle(synsets)
     kit = written(tmp_path / imagenet.DEVKIT, devkit(table, synsets))
-    assert list(imagenet.read_devkit(kit).val_synsets) == table
+    assert list(read_devkit(kit).val_synsets) == table
     assert {table.count(synset) for synset in synsets[:20]} == {imagenet.VAL_PER_CLASS}
 
 
@@ -328,7 +329,7 @@ def test_ids_of_inner_synsets_are_no_classes(tmp_path):
     truth = next(name for name in files if name.endswith("truth.txt"))
     kit = written(tmp_path / imagenet.DEVKIT, pack({**files, truth: b"1\n2\n"}, "w:gz"))
     with pytest.raises(InputError, match="with the ID 2, which no leaf of"):
-        imagenet.read_devkit(kit)
+        read_devkit(kit)
 
 
 CALLS = {
