@@ -12,7 +12,7 @@ from datasets.base.digests import value_digest
 from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import StageResult, atomic_write, write_json
 from datasets.batches.batches import steps_per_epoch
-from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
+from datasets.manifest import MANIFEST, fault_counts
 from datasets.records import Records, check_files, check_labelled, load_index
 from mae.config.sections import Config, PretrainConfig, dump_config
 from mae.device.context import check_target
@@ -31,7 +31,7 @@ from mae.training.metrics import METRICS, evaluations, read_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from datasets.validation.validate import Validation
+    from datasets.validation import Validation
 
 HANG_SECONDS = 1800.0  # longer than any graph compiles; a rank without progress for so long will make none
 LEAST_ROOM = 64 << 10  # bytes; below it a disk is full for who writes a log, a line of metrics or the news of an error
@@ -237,7 +237,7 @@ def _data_facts(records: Path) -> dict[str, Any]:
         "train": index.splits["train"].images,
         "val": index.splits["val"].images,
         "classes": index.classes,
-        "faults": fault_counts(read_statuses(records / MANIFEST)),
+        "faults": fault_counts(records / MANIFEST),
         "records": str(records),
     }
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base.digests import value_digest
-from datasets.unpacking.unpack import MARKER, Unpacked
-from datasets.unpacking.unpack import unpack as unpack_archives
+from datasets.unpacking import MARKER, Unpacked, unpack_archives
 from mae.config.sections import DataConfig
 from tasks.stage import markdown, stage_task, table
 
@@ -35,5 +34,5 @@ def intact(result: Unpacked) -> bool:
 def counts(result: Unpacked) -> str:
     """What was unpacked, as markdown."""
     rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
-    rows += [("left out, beside the class folders", f"{result.left_out:,}")] if result.left_out else []
+    rows += [("left out, outside of class folders", f"{result.left_out:,}")] if result.left_out else []
     return f"`{result.root}`: {result.classes:,} class folders.\n\n{table(('split', 'images'), rows)}"

@@ -1,7 +1,7 @@
-"""A process that decodes what may crash a decoder, keep it for ever, or fill the memory.
+"""Decode files in a process of their own, because they may crash a decoder, hang it, or fill the memory.
 
-Pillow's plugins hand bytes to a dozen C libraries. Whatever becomes of them, the caller gets an answer in time, and
-what they print goes nowhere. The process is started at the first file that needs it and kept for the next.
+Pillow's plugins pass bytes to a dozen C libraries. If one of them crashes or hangs, the caller still gets an answer in
+time. What the libraries print is dropped. The process is started for the first file that needs it, and then kept.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import IO
 
 from datasets.images.inspect import Inspection, inspect_with_pillow, quick_inspect, sniff
 
-SECONDS = 120.0  # for one file: more than a hundred times what the largest that is decoded needs
+SECONDS = 120.0  # for one file: more than a hundred times what the largest image that is decoded needs
 MEMORY = 4 << 30  # bytes of address space; the largest image that is decoded needs 0.7 GB
 
-_HEAD = struct.Struct("<Q?")  # bytes that follow, whether the perceptual hash is wanted
+_HEAD = struct.Struct("<Q?")  # number of bytes that follow; whether the perceptual hash is wanted
 _local = threading.local()
 
 
 def inspect_apart(data: bytes, *, looks: bool = False) -> Inspection:
-    """`inspect`, but what is no ordinary JPEG is decoded in another process, one for each thread."""
+    """Like `inspect`, but files that need Pillow are decoded in another process; each thread has its own."""
     found = quick_inspect(data, looks=looks)
     if found is not None:
         return found
@@ -39,11 +39,11 @@ def inspect_apart(data: bytes, *, looks: bool = False) -> Inspection:
 
 
 class Decoder:
-    """`inspect` in a process of its own.
+    """Runs `inspect_with_pillow` in a process of its own.
 
     Args:
-        seconds: after which a file is given up.
-        command: that starts the process; default: this module.
+        seconds: limit for one file.
+        command: starts the process; default: this module.
     """
 
     def __init__(self, *, seconds: float = SECONDS, command: list[str] | None = None) -> None:
@@ -52,11 +52,11 @@ class Decoder:
         self.process: subprocess.Popen[bytes] | None = None
 
     def inspect(self, data: bytes, *, looks: bool = False) -> Inspection:
-        """What `inspect_with_pillow` says; `corrupt` where the decoder died or did not come to an end."""
+        """Return the result of `inspect_with_pillow`; the fault "corrupt" if the process died or took too long."""
         try:
             answer = self._ask(data, looks)
         except TimeoutError:
-            reason = f"the decoder did not come to an end in {self.seconds:g} s"
+            reason = f"the decoder did not finish in {self.seconds:g} s"
         except (OSError, EOFError):
             reason = "the decoder died"
         else:
@@ -78,24 +78,24 @@ class Decoder:
             self.process = subprocess.Popen(
                 self.command, stdin=pipe, stdout=pipe, stderr=nowhere, env={**os.environ, "PYTHONPATH": path}
             )
-            self._read(1)
+            self._read(1, SECONDS)
         stdin = self.process.stdin
         assert stdin is not None
         stdin.write(_HEAD.pack(len(data), looks))
         stdin.write(data)
         stdin.flush()
-        (size,) = struct.unpack("<Q", self._read(8))
-        answer: Inspection = pickle.loads(self._read(size))
+        (size,) = struct.unpack("<Q", self._read(8, self.seconds))
+        answer: Inspection = pickle.loads(self._read(size, self.seconds))
         return answer
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, seconds: float) -> bytes:
         assert self.process is not None
         assert self.process.stdout is not None
         descriptor, parts = self.process.stdout.fileno(), b""
         while len(parts) < size:
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
-            if not poll.poll(self.seconds * 1000):
+            if not poll.poll(seconds * 1000):
                 raise TimeoutError
             part = os.read(descriptor, size - len(parts))
             if not part:
@@ -105,8 +105,8 @@ class Decoder:
 
 
 def serve(source: IO[bytes], answers: IO[bytes]) -> None:
-    """Inspect what comes in until no more does."""
-    answers.write(b"\0")  # ready: what it takes to start is not counted against the first file
+    """Inspect one file after the other until `source` ends."""
+    answers.write(b"\0")  # ready: the time to start does not count for the first file
     answers.flush()
     while head := source.read(_HEAD.size):
         size, looks = _HEAD.unpack(head)
@@ -116,7 +116,7 @@ def serve(source: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
-    """Serve on stdin and stdout, which no library may write to."""
+    """Serve on stdin and stdout. Libraries that print to stdout write to stderr instead."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     answers = io.FileIO(os.dup(1), "wb")
     os.dup2(2, 1)

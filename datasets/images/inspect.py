@@ -1,6 +1,6 @@
-"""One image file: what its bytes are, whether they decode, and which bytes of it are stored in a record.
+"""One image file: its format, whether it can be decoded, and which bytes a record stores for it.
 
-EXIF orientation is not applied: the decoders of training and of torchvision's ImageFolder ignore it too.
+EXIF orientation is not applied, as the decoders of training and of torchvision's ImageFolder do not apply it either.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Callable, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,8 +19,9 @@ from datasets.images import jpeg
 from datasets.manifest.faults import conversions
 
 JPEG_QUALITY = 95
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb: 1 GiB / 4 / 3 bytes a pixel
-MAX_BYTES = 200_000_000  # a record must fit in one MindRecord page, which ends at 256 MiB
+MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above it: 1 GiB / 4 / 3 bytes a pixel
+MAX_BYTES = 200_000_000  # a record must fit in one MindRecord page of 256 MiB
+MOST_SCANS = 32  # Pillow writes 10; a JPEG of thousands of scans keeps a decoder busy for an hour
 
 _MAGIC = {
     "JPEG": rb"\xff\xd8\xff",
@@ -33,14 +35,14 @@ _MAGIC = {
     "PPM": rb"P[1-6]\s",
 }
 _FORMATS = {name: re.compile(pattern, re.DOTALL) for name, pattern in _MAGIC.items()}
-MAGIC_BYTES = 16  # the head that `sniff` needs
+MAGIC_BYTES = 16  # that `sniff` needs
 _TRUNCATED = re.compile(r"truncat|unexpected end|premature|end of (file|data|stream)|not enough data", re.IGNORECASE)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _KNOWN_SUFFIXES = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "tif": "TIFF", "jp2": "JPEG2000"}
 
 
 class Inspection(NamedTuple):
-    """What one file is. Width and height in pixels; what could not be found out is none."""
+    """What one file contains. Width and height are in pixels; None for what could not be read."""
 
     faults: tuple[str, ...] = ()  # of datasets.manifest.faults.FAULTS; only those that the content alone shows
     reason: str = ""
@@ -48,75 +50,75 @@ class Inspection(NamedTuple):
     height: int | None = None
     mode: str | None = None
     format: str | None = None
-    warnings: tuple[str, ...] = ()  # what the decoder complained of and went on
-    look: int | None = None  # perceptual hash, where asked for: see `look_of`
+    warnings: tuple[str, ...] = ()  # of the decoder, which decoded the file nevertheless
+    look: int | None = None  # perceptual hash, if asked for: see `look_of`
 
 
 def sniff(head: bytes) -> str | None:
-    """Pillow's name of the format that a file's first bytes announce; none if they announce no image."""
+    """Return Pillow's name of the format that a file begins with; None if it begins like no image."""
     return next((name for name, pattern in _FORMATS.items() if pattern.match(head)), None)
 
 
 def inspect(data: bytes, *, looks: bool = False) -> Inspection:
-    """Decode a whole file and tell what it is; never raises for what the bytes hold.
+    """Decode a whole file and return what it contains. Raises nothing, whatever the bytes are.
 
-    Ordinary JPEGs that `jpeg.walk` finds whole are not decoded by Pillow. `looks` adds the perceptual hash.
+    Whole JPEGs are decoded by libjpeg-turbo (see `jpeg.strict_decode`), all other files by Pillow. `looks` adds the
+    perceptual hash.
     """
     return quick_inspect(data, looks=looks) or inspect_with_pillow(data, looks=looks)
 
 
 def quick_inspect(data: bytes, *, looks: bool = False) -> Inspection | None:
-    """The inspection where no decoder that might crash is needed for it: of no image, and of whole ordinary JPEGs."""
+    """Return the inspection of a whole JPEG, or of a file that is no image; None for all files that need Pillow."""
     if not data:
         return Inspection(("empty",), "no bytes")
     name = sniff(data)
     if name is None:
         return Inspection(("not_image",), f"begins with {data[:8]!r}, which no known image format does")
-    if name != "JPEG":
+    if name != "JPEG" or jpeg.scans(data) > MOST_SCANS:
         return None
-    found = jpeg.walk(data)
-    if found is None or found.damage or found.width * found.height > MAX_PIXELS:
-        return None
-    image = Inspection(width=found.width, height=found.height, mode="RGB", format="JPEG")
-    if found.components == 1:
-        image = image._replace(mode="L", faults=("grey",))
-    if found.orientation != 1:
-        image = _turned(image, found.orientation)
-    if found.extra_bytes:
-        image = image._replace(warnings=("JPEG: extraneous bytes before a marker",))
-    return image._replace(look=look_of(Image.open(io.BytesIO(data), formats=["JPEG"]))) if looks else image
+    with _collected_warnings() as said:
+        try:
+            image = Image.open(io.BytesIO(data), formats=[name])
+            found = Inspection(width=image.width, height=image.height, mode=image.mode, format=name)
+            decoded = None if image.width * image.height > MAX_PIXELS else jpeg.strict_decode(data)
+            if decoded is None or decoded.problem:
+                return None
+            found = _describe(found, image, data, looks)
+        except Exception:  # Pillow says what is wrong when it reads the file again
+            return None
+    if decoded.extraneous:
+        found = _with_fault(found, "extraneous", "extraneous bytes before a JPEG marker")
+    return found._replace(warnings=said())
 
 
 def inspect_with_pillow(data: bytes, *, looks: bool = False) -> Inspection:
-    """The inspection of an image file by a full decode; never raises for what the bytes hold."""
+    """Return the inspection of an image file that Pillow decodes in full. Raises nothing, whatever follows the head."""
     name = sniff(data)
     if name is None:
         raise ValueError("no image by its first bytes")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # that is the fault "too_large"
+    with _collected_warnings() as said:
         found = _decode(data, name, looks)
-    said = {f"{warning.category.__name__}: {_gist(str(warning.message))}" for warning in caught}
-    return found._replace(warnings=tuple(sorted(said)))
+    return found._replace(warnings=said())
 
 
 def look_of(image: Image.Image) -> int:
-    """64 bits that similar pictures share: whether each of 8 x 8 places is darker than its right neighbour (dHash)."""
+    """Return a perceptual hash of 64 bits (dHash): is each of 8 x 8 places darker than its right neighbour?"""
     image.draft("L", (72, 64))
     values = np.asarray(to_rgb(image).convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     return int.from_bytes(np.packbits(values[:, :-1] < values[:, 1:]).tobytes(), "big")
 
 
 def stored_bytes(data: bytes, *, short_side: int | None, convert: Collection[str] | None = None) -> bytes:
-    """The bytes that a record holds for a file that is kept.
+    """Return the bytes that a record stores for a file.
 
-    A file stays as it is, bit for bit, if it has none of the faults `convert` and its shorter side does not exceed
-    `short_side`. Else it becomes RGB JPEG of quality 95 (bicubic, antialiased; alpha dropped as torchvision's loader
-    does; 16 bits scaled to 8; turned upright where "orientation" is to be converted). Images are never enlarged. A pure
-    function of its arguments and the Pillow version.
+    A file is stored bit for bit if it has none of the faults `convert` and its shorter side is at most `short_side`
+    pixels. Otherwise it becomes an RGB JPEG of quality 95: resized with antialiased bicubic interpolation, without
+    alpha as in torchvision's loader, 16 bits scaled to 8, and turned upright if `convert` contains "orientation".
+    Images are never enlarged. The result depends on the arguments and the version of Pillow only.
 
     Args:
-        convert: `faults.conversions` of the file's faults; none: the default ones of what its bytes show.
+        convert: `faults.conversions` of the file's faults; None: the default conversions of what its bytes show.
     """
     image: Image.Image = Image.open(io.BytesIO(data))
     if convert is None:
@@ -137,7 +139,7 @@ def stored_bytes(data: bytes, *, short_side: int | None, convert: Collection[str
 
 
 def suffix_fault(path: str, name: str | None) -> str:
-    """A note where the file name announces another format than the bytes; empty if they agree."""
+    """Return a note if the file name announces another format than the bytes; "" if they agree."""
     suffix = path.rpartition(".")[2].lower()
     announced = _KNOWN_SUFFIXES.get(suffix, suffix.upper())
     return f"the name says {announced}, the bytes say {name}" if announced in _FORMATS and announced != name else ""
@@ -155,41 +157,57 @@ def _decode(data: bytes, name: str, looks: bool) -> Inspection:
             return found._replace(faults=("truncated",), reason="the end is missing")
     except Image.DecompressionBombError:
         return found._replace(faults=("too_large",), reason=f"more than {2 * MAX_PIXELS} pixels; not decoded")
-    except UnidentifiedImageError:  # its text holds a memory address, and a manifest must not change between runs
+    except UnidentifiedImageError:  # its text contains a memory address, and a manifest must not change between runs
         if name == "JPEG" and jpeg.ends_in_header(data):
             return found._replace(faults=("truncated",), reason="the file ends in its header")
         return found._replace(faults=("corrupt",), reason=f"no {name} header after the magic bytes")
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and others
         fault = "truncated" if _TRUNCATED.search(str(error)) or isinstance(error, EOFError) else "corrupt"
         return found._replace(faults=(fault,), reason=_ADDRESS.sub("", f"{type(error).__name__}: {error}"))
-    walked = jpeg.walk(data) if name == "JPEG" else None
-    if walked is not None and walked.damage:  # libjpeg warns of it, which Pillow does not pass on, and makes up pixels
-        return found._replace(faults=("corrupt",), reason=walked.damage)
+    if name == "JPEG":  # libjpeg warns of lost data; Pillow drops the warning and invents pixels
+        decoded = jpeg.strict_decode(data)
+        if decoded.lost_data:
+            fault = "truncated" if decoded.problem.startswith("Premature end of JPEG file") else "corrupt"
+            return found._replace(faults=(fault,), reason=decoded.problem)
     try:
-        look = look_of(image) if looks or image.mode in ("I", "F") else None
+        return _describe(found, image, data, looks)
     except ValueError as error:
         return found._replace(faults=("unsupported",), reason=str(error))
-    odd = _oddities(image, data, name)
-    found = found._replace(faults=tuple(odd), reason="; ".join(filter(None, odd.values())), look=look)
-    orientation = _exif_orientation(image)
-    return found if orientation == 1 else _turned(found, orientation)
 
 
-def _turned(found: Inspection, orientation: int) -> Inspection:
-    reason = "; ".join(filter(None, (found.reason, f"EXIF orientation {orientation}")))
-    return found._replace(faults=(*found.faults, "orientation"), reason=reason)
+def _describe(found: Inspection, image: Image.Image, data: bytes, looks: bool) -> Inspection:
+    """Add what is unusual about an image that can be decoded. Raises ValueError for values without a meaning as RGB."""
+    odd, orientation = _oddities(image, data, found.format), _exif_orientation(image)
+    found = found._replace(faults=tuple(odd), reason="; ".join(filter(None, odd.values())))
+    if orientation != 1:
+        found = _with_fault(found, "orientation", f"EXIF orientation {orientation}")
+    # last, as it may change the mode of the image
+    return found._replace(look=look_of(image)) if looks or image.mode in ("I", "F") else found
+
+
+def _with_fault(found: Inspection, fault: str, reason: str) -> Inspection:
+    return found._replace(faults=(*found.faults, fault), reason="; ".join(filter(None, (found.reason, reason))))
+
+
+@contextmanager
+def _collected_warnings() -> Iterator[Callable[[], tuple[str, ...]]]:
+    """Yield a function that returns the sorted warnings that Pillow gave inside the block."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the fault "too_large" says the same
+        yield lambda: tuple(sorted({f"{w.category.__name__}: {_gist(str(w.message))}" for w in caught}))
 
 
 def _exif_orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(0x0112, 1)
-    except Exception:  # broken EXIF raises whatever its bytes lead to; decoders do not look at it
+    except Exception:  # broken EXIF raises errors of every kind; decoders do not read it
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _oddities(image: Image.Image, data: bytes, name: str | None) -> dict[str, str]:
-    """The faults of a good image that the mode and the format show, each with its reason."""
+    """Return the faults that mode and format of a good image show, each with its reason."""
     odd = {}
     mode = f"mode {image.mode}"
     if name not in ("JPEG", "PNG"):
@@ -214,12 +232,12 @@ def _oddities(image: Image.Image, data: bytes, name: str | None) -> dict[str, st
 
 
 def _gist(message: str) -> str:
-    """The part of a warning that is the same for many files."""
+    """Return the part of a warning that is the same for many files."""
     return re.split(r"[\d(:.]", message, maxsplit=1)[0].strip()[:60]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; 16 bits are scaled, where Pillow would clip. Raises ValueError for modes without a white level."""
+    """Return the image as 8-bit RGB, 16 bits scaled to 8. Raises ValueError for modes without a white level."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # 16-bit grey (mode I in older Pillow); convert("RGB") would clip at 255 instead of scaling
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")

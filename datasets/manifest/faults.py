@@ -55,6 +55,7 @@ FAULTS = {
     "orientation": Fault(_ANY, "has an EXIF orientation; where converted, its pixels are turned upright"),
     "grey": Fault(_ANY, "is grey"),
     "small": Fault(_USABLE, "has a side shorter than --min-side"),
+    "extraneous": Fault(_USABLE, "has bytes between the parts of a JPEG, which decoders skip; it may be damaged"),
     "wrong_extension": Fault(_USABLE, "has a name that says another format"),
     "empty_class": Fault(("fail", "exclude"), "is of a class without a usable training image"),
     "unknown_synset": Fault(("fail", "exclude", "accept"), "is of a class that the expected data set does not have"),

@@ -69,7 +69,7 @@ def core_rates(image_shape: tuple[int, int], crop_scale: float) -> CoreRates:
     from PIL import Image
 
     from datasets.batches.augment import Augmentation, augmented, draws
-    from datasets.images.inspect import inspect
+    from datasets.images import inspect
 
     noise = np.random.default_rng(0).integers(0, 256, (94, 125, 3), np.uint8)
     stored, out = io.BytesIO(), np.empty((*image_shape, 3), np.uint8)

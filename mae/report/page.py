@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, atomic_write
-from datasets.manifest.rows import MANIFEST
+from datasets.manifest import MANIFEST
 from mae.config.sections import Config, load_config
 from mae.health.verdict import FILE as VERDICT
 from mae.health.verdict import Verdict, verdict

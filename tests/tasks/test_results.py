@@ -111,6 +111,6 @@ def test_unpacked(tmp_path: Path) -> None:
     result = tasks.unpack.unpack.fn([tar], root)
     assert tasks.unpack.intact(result)
     assert "2 class folders" in tasks.unpack.counts(result)
-    assert "| left out, beside the class folders | 1 |" in tasks.unpack.counts(result)
+    assert "| left out, outside of class folders | 1 |" in tasks.unpack.counts(result)
     shutil.rmtree(root)
     assert not tasks.unpack.intact(result)

@@ -50,9 +50,9 @@ def test_named_sizes_give_the_published_pixels(name, width, height, size, crop, 
     np.testing.assert_array_equal(centre_view(image, (crop, crop), crop_pct), published(image, size, crop), name)
 
 
-def test_two_hundred_random_sizes_give_the_published_pixels():
+def test_fifty_random_sizes_give_the_published_pixels():
     rng = np.random.default_rng(1)
-    for width, height in rng.integers(20, 700, (200, 2)).tolist():
+    for width, height in rng.integers(20, 700, (50, 2)).tolist():
         image = noise(width, height)
         np.testing.assert_array_equal(centre_view(image, (224, 224), 0.875), published(image, 256, 224))
 
