@@ -367,7 +367,7 @@ def test_bad_calls(tmp_path, case):
 
 
 def test_published_md5s(tmp_path, train, monkeypatch):
-    """Checked for each published name, and not read again by the next call unless the archive has changed."""
+    """Computed for each published name, and not again by the next call."""
     data = train.read_bytes()
     monkeypatch.setitem(imagenet.MD5, train.name, hashlib.md5(data).hexdigest())
     unpack([train], tmp_path / "out")
@@ -379,6 +379,9 @@ def test_published_md5s(tmp_path, train, monkeypatch):
     image = next(iter(train_tree().values()))
     train.write_bytes(broken(data, data.index(image), b"damage"))  # names and sizes are as they were
     with pytest.raises(InputError, match="the published archive, md5"):
+        unpack([train], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(InputError, match="n01440764: expected none before"):
         unpack([train], tmp_path / "out")
     assert images(tmp_path / "out") == train_tree()
 
