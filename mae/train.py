@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import StageResult, atomic_write, write_json
-from datasets.batches.batches import steps_per_epoch
+from datasets.batches import steps_per_epoch
 from datasets.manifest import MANIFEST, fault_counts
 from datasets.records import Records, check_files, check_labelled, load_index
 from mae.config.sections import Config, PretrainConfig, dump_config

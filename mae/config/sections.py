@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Optional, Union
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from datasets.augmentation import rand_augment
 from datasets.base.errors import InputError
-from datasets.batches.rand_augment import rand_augment
 from mae.masking import kept_patches
 from mae.training.schedule import base_lr
 

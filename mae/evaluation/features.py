@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor, nn
 
-from datasets.batches.batches import ordered_batches
+from datasets.batches import ordered_batches
 from mae.config.sections import ModelConfig
 from mae.device.context import seed_initialisers
 from mae.model.mae import MaskedAutoencoder

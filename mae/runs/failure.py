@@ -25,7 +25,7 @@ from mae.config.sections import Config, PretrainConfig, dump_config
 from mae.runs import checkpoint
 
 if TYPE_CHECKING:
-    from datasets.batches.batches import Batch
+    from datasets.batches import Batch
     from mae.training.task import Job, Place
 
 FAILURE, FILE, INPUTS, CONFIG = "failure", "failure.json", "inputs.safetensors", "config.yaml"

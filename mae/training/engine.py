@@ -14,10 +14,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from datasets.augmentation import Erasing, rand_augment
 from datasets.base.errors import InputError
-from datasets.batches.batches import Batch, steps_per_epoch, train_batches
-from datasets.batches.rand_augment import rand_augment
-from datasets.batches.random_erasing import Erasing
+from datasets.batches import Batch, steps_per_epoch, train_batches
 from datasets.records import load_index
 from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, PretrainConfig, Recipe, load_config
 from mae.device.context import compute_dtype, setup, waited_for_ranks

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import nn
 
-from datasets.batches.batches import Batch
-from datasets.batches.mixup import keep_map
+from datasets.augmentation import keep_map
+from datasets.batches import Batch
 from mae.config.sections import Config, FinetuneConfig, LinprobeConfig, ModelConfig, PretrainConfig, Recipe
 from mae.device.context import seed_initialisers
 from mae.masking import ids_from_noise

@@ -29,7 +29,7 @@ def step_times(plain: bool, ranks: int) -> list[float]:
     import numpy as np
     from mindspore import Tensor, communication
 
-    from datasets.batches.batches import Batch
+    from datasets.batches import Batch
     from mae.config.sections import load_config
     from mae.device.context import setup
     from mae.training.task import Place, build_job
