@@ -30,8 +30,8 @@ from datasets.base.files import StageResult
 from datasets.records import Records
 from datasets.sample import SampleData
 from datasets.sharding import sole_writer
-from datasets.unpacking.unpack import Unpacked
-from datasets.validation.validate import Validation
+from datasets.unpacking import Unpacked
+from datasets.validation import Validation
 from flows.runners import results
 from mae.cluster import RankTableFile
 from mae.config.sections import Config, DataConfig, DeviceConfig

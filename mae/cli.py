@@ -46,10 +46,10 @@ def unpack(
     skip_md5: Annotated[bool, typer.Option("--skip-md5", help="take archives with a published name unchecked")] = False,
     workers: Annotated[Optional[int], typer.Option(min=1, help="processes; default: one per core")] = None,
 ) -> None:
-    """Unpack the tars of ImageNet-1k, or any tars of class folders."""
-    from datasets.unpacking.unpack import unpack as run
+    """Unpack the tars of ImageNet-1k, or tars of folders train/<class>/ and val/<class>/ or <class>/."""
+    from datasets.unpacking import unpack_archives
 
-    _show(run(tars, out, check_md5=not skip_md5, workers=workers))
+    _show(unpack_archives(tars, out, check_md5=not skip_md5, workers=workers))
 
 
 @data.command()
@@ -68,12 +68,12 @@ def validate(
     min_side: Annotated[int, typer.Option(help="name images with a shorter side, in pixels")] = 16,
 ) -> None:
     """Decode every file below ROOT and say what is wrong with which."""
-    from datasets.manifest.faults import parse_policy
-    from datasets.validation.plan import Options
-    from datasets.validation.validate import validate as run
+    from datasets.manifest import parse_policy
+    from datasets.validation import ValidationOptions
+    from datasets.validation import validate as run
     from mae.report.fault_table import print_faults
 
-    options = Options(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
+    options = ValidationOptions(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
     result = run(root, out, options=options, full=full)
     print_faults(result)
     _show(result)

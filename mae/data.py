@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.manifest.faults import parse_policy
+from datasets.manifest import parse_policy
 from datasets.records import INDEX
 from datasets.sharding import records_directory, write_records
-from datasets.validation.plan import Options
-from datasets.validation.validate import validate, validation_directory
+from datasets.validation import ValidationOptions, validate
 from mae.config.sections import DataConfig
 
 DEFAULTS = DataConfig()
@@ -23,20 +22,20 @@ def prepare(data: Path, workspace: Path, settings: DataConfig = DEFAULTS) -> Pat
     if (data / INDEX).is_file():
         return data
     name, options = settings.name, validation_options(settings)
-    validation = validation_directory(workspace, data, name=name, options=options)
+    validation = options.directory(workspace, data, name=name)
     found = validate(data, validation, name=name, options=options)
     mb, side = settings.shard_mb, settings.short_side
     out = records_directory(workspace, found.directory, shard_mb=mb, short_side=side, seed=0)
     return write_records(found.directory, out, shard_mb=mb, short_side=side, seed=0).directory
 
 
-def validation_options(settings: DataConfig) -> Options:
+def validation_options(settings: DataConfig) -> ValidationOptions:
     """What a config says of validation.
 
     Raises:
         InputError: its policy names no fault, or an action that does not fit it.
     """
-    return Options(
+    return ValidationOptions(
         val_share=settings.val_share,
         policy=parse_policy(f"{fault}={action}" for fault, action in settings.policy.items()),
         expect=settings.expect,

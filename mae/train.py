@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Optional, Union
 
 from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import atomic_write
-from datasets.batches.batches import steps_per_epoch
+from datasets.batches import steps_per_epoch
 from datasets.records import Records, check_files, check_labelled, load_index
 from mae.cluster.job_table import job_table
 from mae.config.sections import Config, PretrainConfig
@@ -30,7 +30,7 @@ from mae.runs.run import Run, Training
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from datasets.validation.validate import Validation
+    from datasets.validation import Validation
 
 HANG_SECONDS = 1800.0  # longer than any graph takes to compile: a rank without progress for this long is stuck
 LEAST_ROOM = 64 << 10  # bytes of free disk, below which a rank may have been unable to write its error

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from datasets.base.files import PathLike
-from datasets.manifest.rows import MANIFEST
-from datasets.validation.validate import Validation
+from datasets.manifest import MANIFEST
+from datasets.validation import Validation
 from mae.config.sections import Target
 from mae.prediction.predict import Predictions
 from mae.prediction.predict import predict as predict_images

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base.digests import value_digest
-from datasets.unpacking.unpack import MARKER, Unpacked
-from datasets.unpacking.unpack import unpack as unpack_archives
+from datasets.unpacking import MARKER, Unpacked, unpack_archives
 from mae.config.sections import DataConfig
 from tasks.stage import markdown, stage_task, table
 

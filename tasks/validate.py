@@ -4,49 +4,46 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets.validation.parts
-import datasets.validation.validate
 from datasets.base.parallel import apart
-from datasets.validation.parts import Examined, Unit
-from datasets.validation.plan import Plan
-from datasets.validation.validate import Validation, validation_directory
+from datasets.manifest import MANIFEST
+from datasets.validation import Examined, Validation, ValidationPlan, ValidationUnit
 from mae.config.sections import DataConfig
 from mae.data import validation_options
 from tasks.stage import markdown, stage_task, table, unchanged
 
 
 @stage_task("list the files", timeout_hours=4)
-def plan(root: Path, workspace: Path, data: DataConfig) -> Plan:
-    """List the images under `root` and divide them into units of work."""
+def plan(root: Path, workspace: Path, data: DataConfig) -> ValidationPlan:
+    """List the files under `root` and divide them into units of work."""
     options = validation_options(data)
-    out = validation_directory(workspace, root, name=data.name, options=options)
-    return datasets.validation.validate.plan(root, out, options=options, name=data.name)
+    out = options.directory(workspace, root, name=data.name)
+    return ValidationPlan.make(root, out, options=options, name=data.name)
 
 
 @stage_task("check every image", timeout_hours=24)
-def examine(unit: Unit) -> Examined:
-    """Examine the files of one unit in a separate process."""
-    return apart(datasets.validation.parts.examine, unit)
+def examine(unit: ValidationUnit) -> Examined:
+    """Examine the files of one unit, in a process of its own."""
+    return apart(ValidationUnit.examine, unit)
 
 
 @stage_task("judge the whole", timeout_hours=4)
-def conclude(plan: Plan, results: list[Examined]) -> Validation:
+def conclude(plan: ValidationPlan, results: list[Examined]) -> Validation:
     """Join the results of all units to a validation in the workspace."""
-    result = datasets.validation.validate.conclude(plan, results)
+    result = plan.conclude(results)
     markdown("validation", counts(result))
     return result
 
 
 def intact(result: Validation) -> bool:
     """Return whether the manifest exists and is unchanged."""
-    return unchanged(result.directory / "manifest.parquet", result.manifest_digest)
+    return unchanged(result.directory / MANIFEST, result.manifest_digest)
 
 
 def counts(result: Validation) -> str:
-    """Return the number of images of each split and of each kind of fault, as markdown."""
+    """Return the numbers of images as markdown: of each split, then of each status except "ok"."""
     rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
     rows += [(status, f"{count:,}") for status, count in sorted(result.faults.items())]
     return (
-        f"`{result.root}`: {len(result.classes)} classes. Every file: `{result.directory}/manifest.parquet`"
+        f"`{result.root}`: {len(result.classes)} classes. Every file: `{result.directory / MANIFEST}`"
         f"\n\n{table(('rows', 'count'), rows)}"
     )

@@ -1,9 +1,9 @@
-"""Records to batches: MindDataset reads, threads of this process decode and crop straight into the batch.
+"""Records to batches: MindDataset reads, and threads of this process decode and crop images into the batch.
 
-Pixels travel as uint8 and are normalised in the model's graph. N images of image_shape (H, W).
+Batches have N images of image_shape (H, W). Pixels are uint8; the model's graph normalises them.
 
-MindDataset's own operators are not used: its random crops come from generators of the whole process, one a worker, so
-that they change with the number of workers and cannot be resumed, and Python functions in its `map` take longer.
+MindDataset's own operators are not used. Its random crops come from one generator per worker of the process, so they
+change with the number of workers and cannot be resumed. Python functions in its `map` are slower.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from datasets.augmentation.crop import Augmentation, augmented, draws
+from datasets.augmentation.erasing import Erasing, erase
+from datasets.augmentation.operations import RandAugment, rand_augmented
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
-from datasets.batches.augment import Augmentation, augmented, draws
-from datasets.batches.rand_augment import RandAugment, rand_augmented
-from datasets.batches.random_erasing import Erasing, erase
 from datasets.images.view import centre_view, decode
 from datasets.records.index import load_index
 
@@ -30,25 +30,29 @@ READERS = 2  # MindRecord threads; one reads 14,000 records a second
 
 
 class Batch(NamedTuple):
-    """N records as arrays."""
+    """N images with their labels."""
 
     images: np.ndarray  # (N, H, W, 3) uint8, RGB
     labels: np.ndarray  # (N,) int32
-    samples: np.ndarray  # (N,) int64, number of the record in its split: shard after shard, in the order of the index
+    samples: np.ndarray  # (N,) int64, numbers of the records, counted through the split's shards in the index's order
 
 
 def epoch_order(images: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Order of the samples in one epoch: a permutation (images,) int64 that depends on seed and epoch alone."""
+    """Return the order of the samples in one epoch: a permutation, (images,) int64, of seed and epoch alone."""
     return np.random.default_rng([seed, epoch]).permutation(images)
 
 
 def steps_per_epoch(images: int, *, batch_size: int, ranks: int, key: str = "batch_size") -> int:
-    """Whole global batches in an epoch; what remains of the order is left out, as upstream's drop_last does.
+    """Return the number of whole global batches in an epoch; the rest is left out, as with upstream's drop_last.
 
-    `key` of the config is named in errors.
+    Args:
+        images: training images.
+        batch_size: of one rank.
+        ranks: number of ranks.
+        key: of the config, for errors.
 
     Raises:
-        InputError: not one batch fits.
+        InputError: there are fewer images than one global batch has.
     """
     steps = images // (batch_size * ranks)
     if steps == 0:
@@ -78,20 +82,25 @@ def train_batches(
     changes: RandAugment | None = None,
     erasing: Erasing | None = None,
 ) -> Iterator[Batch]:
-    """One rank's share of epochs: random resized crop (Pillow's bicubic) and horizontal flip (He et al. 2022, A.1).
+    """Yield one rank's training batches: random resized crop and horizontal flip (He et al. 2022, A.1).
 
-    Global batch s of an epoch is a slice of `epoch_order`, of which rank r takes every `ranks`-th sample from the r-th
-    on: each sample is seen once, and the same samples meet in a batch for any number of ranks. An image's pixels depend
-    on `seed`, epoch and its place in the order, so that the global batches are the same, to the bit, for any number of
-    ranks and workers and from any `start_step` on.
+    Global batch s of an epoch is a slice of `epoch_order`. Rank r takes every `ranks`-th sample of it, starting with
+    number r. So each sample is used once, and a global batch has the same samples for any number of ranks. An image's
+    pixels depend on `seed`, epoch and its place in the order. Global batches are therefore the same, bit for bit, for
+    any number of ranks and workers and from any `start_step` on.
 
     Args:
-        crop_scale, clipped: `Augmentation` says what they mean.
-        epochs: their numbers; the first batches of one are made while the last of the one before are still used.
-        accum_iter: batches of one update, of which an epoch has whole numbers.
-        start_step: batches at the head of the first epoch that are left out, without being read.
+        directory: of the records.
+        image_shape: height and width in pixels.
+        batch_size: of one rank.
+        crop_scale, clipped: see `Augmentation`.
+        seed: of order and augmentation.
+        epochs: their numbers. The first batches of an epoch are prepared during the last ones of the previous.
+        rank, ranks: number of this rank, and of all ranks.
         workers: decoding threads.
-        changes, erasing: what happens to the cropped image then, in this order, each drawn by a generator of its own.
+        accum_iter: batches of one update; an epoch has a whole number of updates.
+        start_step: number of batches of the first epoch to skip; they are not read.
+        changes, erasing: RandAugment and random erasing of the cropped image, in this order; None: without.
     """
     directory = Path(directory)
     images = load_index(directory).splits["train"].images
@@ -133,10 +142,20 @@ def ordered_batches(
     ranks: int = 1,
     limit: int | None = None,
 ) -> Iterator[Batch]:
-    """Every record of a split once, in stored order, resized and cropped for evaluation; the last batch may be short.
+    """Yield every record of a split once, in stored order, resized and cropped for evaluation.
 
-    Of several ranks each reads a stretch of the split: they differ by one image at most, none is read twice or padded,
-    and with more ranks than images some have no batch. `limit` takes the first records only.
+    The last batch may be smaller. Each rank reads one part of the split. The parts' sizes differ by one image at most,
+    no image is read twice, and with more ranks than images some ranks have no batch.
+
+    Args:
+        directory: of the records.
+        split: train or val.
+        image_shape: height and width in pixels.
+        crop_pct: see `datasets.images.view.centre_view`.
+        batch_size: of one rank.
+        workers: decoding threads.
+        rank, ranks: number of this rank, and of all ranks.
+        limit: read the first `limit` records only.
     """
     directory = Path(directory)
     images = load_index(directory).splits[split].images
@@ -157,10 +176,10 @@ View = Callable[[np.ndarray, int, np.ndarray], None]  # content of a record, its
 
 
 class Pass(NamedTuple):
-    """Samples in an order, and what makes the view of those of a batch, by its number."""
+    """The samples of one pass over the data."""
 
-    samples: np.ndarray
-    prepare: Callable[[int], View]
+    samples: np.ndarray  # in their order
+    prepare: Callable[[int], View]  # from a batch's number to the function that fills in its images
 
 
 def _batches(
@@ -171,10 +190,7 @@ def _batches(
     batch_size: int,
     workers: int,
 ) -> Iterator[Batch]:
-    """Read the passes in batches, and let threads fill each with the view that is prepared for its number.
-
-    As many batches are under way as keep the threads busy, and two at least.
-    """
+    """Yield the batches of passes, filled by threads. At least two batches are prepared ahead."""
     ahead = max(2, -(-2 * workers * CHUNK // batch_size))
     with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(workers, "images") as pool:
         pending: deque[tuple[Batch, list[Future[None]]]] = deque()
@@ -213,12 +229,12 @@ def _finished(batch: Batch, parts: list[Future[None]]) -> Batch:
 
 
 def _records(directory: Path, split: str, samples: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Content and label of the given records, in that order.
+    """Yield content and label of the given records, in that order.
 
     Raises:
-        InputError: there are not as many records as the index says; MindDataset would crash where one is missing.
+        InputError: the shards have not as many records as the index says. MindDataset would crash at a missing one.
     """
-    import mindspore.dataset as ds  # seconds to import, and not needed to plan an epoch
+    import mindspore.dataset as ds  # slow to import, and not needed to plan an epoch
 
     part = load_index(directory).splits[split]
     files = [str(directory / shard.file) for shard in part.shards]

@@ -167,7 +167,8 @@ def _decode(data: bytes, name: str, looks: bool) -> Inspection:
     if name == "JPEG":  # libjpeg warns of lost data; Pillow drops the warning and invents pixels
         decoded = jpeg.strict_decode(data)
         if decoded.lost_data:
-            return found._replace(faults=("corrupt",), reason=decoded.problem)
+            fault = "truncated" if decoded.problem.startswith("Premature end of JPEG file") else "corrupt"
+            return found._replace(faults=(fault,), reason=decoded.problem)
     try:
         return _describe(found, image, data, looks)
     except ValueError as error:
@@ -176,11 +177,12 @@ def _decode(data: bytes, name: str, looks: bool) -> Inspection:
 
 def _describe(found: Inspection, image: Image.Image, data: bytes, looks: bool) -> Inspection:
     """Add what is unusual about an image that can be decoded. Raises ValueError for values without a meaning as RGB."""
-    look = look_of(image) if looks or image.mode in ("I", "F") else None
-    odd = _oddities(image, data, found.format)
-    found = found._replace(faults=tuple(odd), reason="; ".join(filter(None, odd.values())), look=look)
-    orientation = _exif_orientation(image)
-    return found if orientation == 1 else _with_fault(found, "orientation", f"EXIF orientation {orientation}")
+    odd, orientation = _oddities(image, data, found.format), _exif_orientation(image)
+    found = found._replace(faults=tuple(odd), reason="; ".join(filter(None, odd.values())))
+    if orientation != 1:
+        found = _with_fault(found, "orientation", f"EXIF orientation {orientation}")
+    # last, as it may change the mode of the image
+    return found._replace(look=look_of(image)) if looks or image.mode in ("I", "F") else found
 
 
 def _with_fault(found: Inspection, fault: str, reason: str) -> Inspection:

@@ -1,25 +1,22 @@
-"""The rows of manifest.parquet: one per file, every fault with its reason, in the order (split, class, path).
+"""The rows of manifest.parquet: one for each file, with every fault and its reason, in the order (split, class, path).
 
-`datasets.manifest.faults` says which faults there are and what becomes of each. Every file has its row, and nothing
-is done to any file.
+`datasets.manifest.faults` lists the faults and what becomes of a file with each. Validation changes no file.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.base.files import PathLike
+from datasets.base.files import PathLike, fsync
 
 MANIFEST = "manifest.parquet"
-USABLE = ("ok", "converted", "duplicate")
-ROW_GROUP = 1 << 16  # rows: what a reader that streams holds at a time
+ROW_GROUP = 1 << 16  # rows; a reader that streams holds one group at a time
 
 SCHEMA = pa.schema(
     [
@@ -54,54 +51,35 @@ class ManifestRow(NamedTuple):
     height: int | None
     mode: str | None  # Pillow's
     format: str | None  # by magic bytes
-    digest: str | None  # SHA-256; none for what was not read
-    checksum: str | None  # XXH3-128, by which it is recognised when it is read again
+    digest: str | None  # SHA-256; None for a file that was not read
+    checksum: str | None  # XXH3-128, compared when the file is read again
     status: str  # ok | converted | the fault that decided
     reason: str
-    faults: str = ""  # the names of all that was found, sorted, with commas
+    faults: str = ""  # the sorted names of all faults, with commas
     kept: bool = False  # whether the image is part of the records
 
 
 def read_manifest(path: PathLike) -> list[ManifestRow]:
-    """The rows of a manifest.parquet, in order."""
+    """Return the rows of a manifest.parquet, in order."""
     return list(iterate_manifest(path))
 
 
 def iterate_manifest(path: PathLike) -> Iterator[ManifestRow]:
-    """The rows of a manifest.parquet in order, of which few are in memory at a time."""
+    """Yield the rows of a manifest.parquet in order; few of them are in memory at a time."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=8192):
             yield from map(ManifestRow._make, zip(*(batch.column(name).to_pylist() for name in ManifestRow._fields)))
 
 
-def read_statuses(path: PathLike) -> list[str]:
-    """The status column of a manifest.parquet, in order."""
-    return pq.read_table(path, columns=["status"]).column("status").to_pylist()
+def fault_counts(path: PathLike) -> dict[str, int]:
+    """Return the number of rows of a manifest.parquet with each status except "ok", by name."""
+    statuses = Counter(pq.read_table(path, columns=["status"])["status"].to_pylist())
+    return {status: count for status, count in sorted(statuses.items()) if status != "ok"}
 
 
-def fault_counts(statuses: Iterable[str]) -> dict[str, int]:
-    """Number of rows of each status but `ok`, by name."""
-    return {status: count for status, count in sorted(Counter(statuses).items()) if status != "ok"}
-
-
-@contextmanager
-def manifest_writer(path: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """Yield a function that appends tables of SCHEMA; equal rows give equal bytes, however they were cut."""
-    waiting: list[pa.Table] = []
-
-    def append(table: pa.Table) -> None:
-        waiting.append(table)
-        if sum(map(len, waiting)) >= ROW_GROUP:
-            flush(last=False)
-
-    def flush(*, last: bool) -> None:
-        rows = pa.concat_tables(waiting).combine_chunks()
-        whole = len(rows) if last else len(rows) // ROW_GROUP * ROW_GROUP
-        for start in range(0, whole, ROW_GROUP):
-            writer.write_table(pa.Table.from_batches(rows.slice(start, min(ROW_GROUP, whole - start)).to_batches()))
-        waiting[:] = [rows.slice(whole)]
-
+def write_manifest(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of SCHEMA, each as a row group, and have them on the disk before returning."""
     with open(path, "wb") as file, pq.ParquetWriter(file, SCHEMA) as writer:
-        yield append
-        if waiting:
-            flush(last=True)
+        for table in tables:
+            writer.write_table(table)
+    fsync(path)

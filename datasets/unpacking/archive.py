@@ -1,7 +1,7 @@
-"""Tar archives read with distrust: member by member, in constant memory, every name checked before it is used.
+"""Read tar archives that may be malicious: member by member, in constant memory, with every name checked.
 
-Python's `tarfile` parses the headers, with GNU's and pax's long names. It is not used beyond that: it keeps a list of
-all members, takes a damaged header for the end of the archive, and believes lengths.
+Python's `tarfile` only parses the headers, with the long names of GNU and pax. The rest of it is not used: it keeps a
+list of all members, takes a damaged header for the end of the archive, and trusts lengths.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO, Any, Callable, NamedTuple, NoReturn, Optional
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
 
-BLOCK = 1 << 20  # bytes read at once; no header may be longer, so that a forged one cannot fill the memory
+BLOCK = 1 << 20  # bytes read at once; longer headers are refused, so a forged one cannot fill the memory
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -36,13 +36,13 @@ _DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError
 class Member(NamedTuple):
     """One file of an archive."""
 
-    parts: tuple[str, ...]  # of its path, relative, without "." and ".."
-    offset: int  # of its content, in bytes from the archive's begin
+    parts: tuple[str, ...]  # of its relative path, without "." and ".."
+    offset: int  # of its content, in bytes from the start of the archive
     size: int
 
 
 class Archive:
-    """An archive open for one reading from begin to end; errors name it as `where`."""
+    """An archive that is read once from start to end. Errors name it as `where`."""
 
     def __init__(self, file: IO[bytes], where: str, start: int = 0, size: Optional[int] = None) -> None:
         self.where = where
@@ -51,20 +51,23 @@ class Archive:
 
     @property
     def compressed(self) -> bool:
-        """Whether offsets are of the decompressed bytes, which nobody can seek in."""
+        """Whether the archive is compressed: offsets then count decompressed bytes."""
         return self._size is None
 
     def members(self) -> Iterator[Member]:
-        """The files in stored order; folders are passed over. Content is read before the next one is asked for.
+        """Yield the files in stored order, without folders. Read a file's content before the next file is requested.
 
         Raises:
-            InputError: the archive is truncated or damaged, or a member is no plain file or folder or has a name that
-                is absolute or holds "..".
+            InputError: the archive is truncated or damaged, a member is neither a plain file nor a folder, or its name
+                is absolute or contains "..".
         """
         try:
             tar = tarfile.TarFile(fileobj=self._region, mode="r", encoding="utf-8", errors="surrogateescape")
         except (*_DAMAGE, OSError) as error:
-            self._not_a_tar(error)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            todo = "name a .tar, or one compressed by gzip, bzip2 or xz"
+            raise InputError(self.where, expected="a tar archive", found=f"none ({error})", todo=todo) from None
         tar.offset = 0
         last = -1
         while True:
@@ -92,10 +95,10 @@ class Archive:
             yield Member(parts, info.offset_data, info.size)
 
     def content(self, member: Member) -> Iterator[bytes]:
-        """The bytes of the member that `members` yielded last, in blocks.
+        """Yield the content of the member that `members` yielded last, in blocks.
 
         Raises:
-            InputError: the archive ends before it, or its compressed data is damaged.
+            InputError: the archive ends within it, or the compressed data is damaged.
         """
         left = member.size
         try:
@@ -110,7 +113,7 @@ class Archive:
             self._damaged(error)
 
     def _drain(self) -> None:
-        """Read what follows the end mark: only there a compressed file has its checksum."""
+        """Read to the end of a compressed file, because its checksum is there."""
         try:
             while self._size is None and self._region.read(BLOCK):
                 pass
@@ -118,7 +121,7 @@ class Archive:
             self._damaged(error)
 
     def _damaged(self, error: Exception, place: str = "") -> NoReturn:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault; decompressors set no number
+        if isinstance(error, OSError) and error.errno is not None:  # a fault of the disk; decompressors set no number
             raise error
         truncated = (EOFError, tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
         found = "a truncated one" if isinstance(error, truncated) else "a damaged one"
@@ -130,16 +133,10 @@ class Archive:
             todo="download or copy it again",
         ) from None
 
-    def _not_a_tar(self, error: Exception) -> NoReturn:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise error
-        todo = "name a .tar, or one compressed by gzip, bzip2 or xz"
-        raise InputError(self.where, expected="a tar archive", found=f"none ({error})", todo=todo) from None
-
 
 @contextmanager
 def opened(path: PathLike) -> Iterator[Archive]:
-    """A tar, plain or compressed by gzip, bzip2 or xz, as its first bytes say.
+    """Open a tar. Its first bytes decide whether it is plain or compressed with gzip, bzip2 or xz.
 
     Raises:
         InputError: it cannot be opened.
@@ -162,16 +159,22 @@ def opened(path: PathLike) -> Iterator[Archive]:
 
 @contextmanager
 def opened_within(path: PathLike, name: str, offset: int, size: int) -> Iterator[Archive]:
-    """A tar that is stored in a plain tar, read where it lies; `name` is what the outer one calls it."""
+    """Open a tar that is stored in a plain tar, without copying it.
+
+    Args:
+        path: of the outer tar.
+        name: of the inner tar, for errors.
+        offset, size: of the inner tar, in bytes.
+    """
     with open(path, "rb", buffering=0) as file:
         yield Archive(file, f"{path}: {name}", offset, size)
 
 
 def safe_parts(name: str, where: str) -> tuple[str, ...]:
-    """The parts of a relative path; none for "." alone.
+    """Return the parts of a relative path; () for ".".
 
     Raises:
-        InputError: the name is absolute, holds ".." or a NUL.
+        InputError: the name is absolute, or contains ".." or a NUL.
     """
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in parts or "\0" in name:
@@ -180,17 +183,17 @@ def safe_parts(name: str, where: str) -> tuple[str, ...]:
 
 
 def refuse(where: str, found: str) -> NoReturn:
-    """Raise InputError for a member that no archive of images needs."""
+    """Raise InputError for an unsafe member."""
     raise InputError(
         where,
         expected="plain files and folders under relative names without '..', each once",
         found=found,
-        todo="get the archive from another source, or pack the images anew",
+        todo="get the archive from another source, or pack the images again",
     )
 
 
 class _Region(io.RawIOBase):
-    """A part of a file as tarfile wants to see a file; it never hands out more than BLOCK bytes."""
+    """A part of a file, as a file object for tarfile. One call of `read` returns at most BLOCK bytes."""
 
     def __init__(self, file: IO[bytes], start: int, size: Optional[int]) -> None:
         self._file, self._start, self._size = file, start, size

@@ -1,14 +1,12 @@
-"""Which class folder each file of a tar belongs to, known from the headers alone.
+"""The layouts of tars that can be unpacked, and the class folder of each file; known from the headers alone.
 
-Every archive ends as train/<class>/** and val/<class>/** below the root:
+    "tars"      <class>.tar, one for each class          -> train/<class>/**       (ILSVRC's training tar)
+    "val"       flat ILSVRC2012_val_00000001.JPEG, ...   -> val/<synset>/*         (ILSVRC's validation tar)
+    "splits"    train/<class>/**, val/<class>/**         -> the same
+    "classes"   <class>/**                               -> train/<class>/**
 
-    a tar of tars           <class>.tar: train/<class>, or val/<class> if the inner tar lies in val/
-    the validation images   flat ILSVRC2012_val_00000001.JPEG ...: val/<wnid>, by the devkit or the packaged table
-    folders of splits       train/<class>/**, val/<class>/**: as they are; other folders beside them are left out
-    class folders           <class>/**: train/<class>
-    files only              one class, named as the folder that they are in or else as the archive
-
-One folder around everything is ignored, whatever its name. Files beside class folders (a README) are left out.
+Class folders may be in one more folder, as in imagenette/train/<class>/**. Files outside of class folders, such as a
+README, are left out and counted. Any other layout is refused.
 """
 
 from __future__ import annotations
@@ -25,50 +23,41 @@ Parts = tuple[str, ...]
 SPLITS = ("train", "val")
 TAR = ".tar"
 KINDS = {
-    "tars": "a tar of one tar per class",
+    "tars": "a tar of one <class>.tar per class",
     "val": "the flat validation images of ILSVRC 2012",
-    "splits": "folders train/<class> and val/<class>",
-    "classes": "class folders",
-    "files": "files of one class",
+    "splits": "folders train/<class>/ and val/<class>/",
+    "classes": "folders <class>/",
 }
 
 
 class Placement(NamedTuple):
-    """Where the files of an archive go."""
+    """Which class folder the files of an archive go to."""
 
     kind: str  # one of KINDS
-    prefix: Parts = ()  # folders around everything
-    folder: Parts = ()  # split and class of all files, where they have one in common
-    val_synsets: Optional[tuple[str, ...]] = None  # of validation image 1, 2, ...; none: the packaged table
+    prefix: Parts = ()  # the folder around all class folders
+    val_synsets: Optional[tuple[str, ...]] = None  # of validation images 1, 2, ...; None: use the packaged table
+    inner_class: str = ""  # of all files, in a tar of "tars"
 
     def __call__(self, parts: Parts) -> Optional[Parts]:
-        """Split, class and path of a file below the root; none for a file that is left out."""
+        """Return a file's path below the root: split, class, and more; None if the file is left out."""
+        if self.inner_class:
+            return ("train", self.inner_class, *parts)
         if self.kind == "val":
             return ("val", val_synset(parts[-1], self.val_synsets) or "", parts[-1])
         if parts[: len(self.prefix)] != self.prefix:
             return None
-        inner = parts[len(self.prefix) :]
-        if self.folder:
-            return (*self.folder, *inner)
+        parts = parts[len(self.prefix) :]
         if self.kind == "splits":
-            return inner if inner[0] in SPLITS and len(inner) > 2 else None
-        return ("train", *inner) if len(inner) > 1 else None
+            return parts if parts[0] in SPLITS and len(parts) > 2 else None
+        return ("train", *parts) if len(parts) > 1 else None
 
 
-def val_synset(name: str, synsets: Optional[tuple[str, ...]]) -> Optional[str]:
-    """The class of a validation image by the devkit's list or else the packaged table; none if it is not in it."""
-    number = imagenet.val_number(name)
-    if number is None or synsets is None:
-        return imagenet.val_synset(name)
-    return synsets[number - 1] if 0 < number <= len(synsets) else None
-
-
-class Inner(NamedTuple):
-    """A tar stored in a plain tar."""
+class InnerTar(NamedTuple):
+    """A tar of one class, stored in a plain tar."""
 
     name: str
-    folder: Parts
-    offset: int
+    class_name: str
+    offset: int  # in bytes from the start of the outer tar
     size: int
 
 
@@ -76,27 +65,36 @@ class Survey(NamedTuple):
     """What the headers of an archive say."""
 
     placement: Placement
-    folders: dict[Parts, int]  # files of each class folder; 0 where only reading the inner tar tells
-    inner: list[Inner]
-    bytes: int  # of the files
-    left_out: int
+    folders: set[str]  # "train/<class>", "val/<class>"
+    inner: list[InnerTar]
+    bytes: int  # of all files
+    left_out: int  # files
+
+
+def val_synset(name: str, synsets: Optional[tuple[str, ...]]) -> Optional[str]:
+    """Return the synset of a validation image by the devkit's list, else by the packaged table; None if unknown."""
+    number = imagenet.val_number(name)
+    if number is None or synsets is None:
+        return imagenet.val_synset(name)
+    return synsets[number - 1] if 0 < number <= len(synsets) else None
 
 
 def survey(path: Path, val_synsets: Optional[tuple[str, ...]]) -> Survey:
-    """Read all headers of an archive; memory grows with the number of folders and inner tars, not of files.
+    """Read all headers of an archive. The memory used grows with the number of folders and inner tars, not of files.
 
     Args:
-        val_synsets: of validation image 1, 2, ..., as the devkit says; none: by the packaged table.
+        path: of the archive.
+        val_synsets: synsets of validation images 1, 2, ..., from the devkit; None: use the packaged table.
 
     Raises:
-        InputError: the archive cannot be read, is unsafe, holds no images, or is another than its published name says.
+        InputError: the archive cannot be read, is unsafe, has no known layout, or has another than its published name
+            says.
     """
     files: dict[Parts, int] = Counter()  # by the folder that they are in
-    synsets: dict[Parts, int] = Counter()  # of files named as validation images are
-    no_val_image = ""
+    synsets: set[str] = set()  # of validation images
+    val_images, others = 0, ""  # number of validation images; the name of a file that is none
     tars: list[Member] = []
     total = 0
-    name = ""
     with opened(path) as archive:
         compressed = archive.compressed
         for member in archive.members():
@@ -106,100 +104,84 @@ def survey(path: Path, val_synsets: Optional[tuple[str, ...]]) -> Survey:
             if name.endswith(TAR):
                 tars.append(member)
             synset = val_synset(name, val_synsets) if imagenet.val_number(name) is not None else None
+            val_images += imagenet.val_number(name) is not None
             if synset is None:
-                no_val_image = no_val_image or name
+                others = others or name
             else:
-                synsets[("val", synset)] += 1
+                synsets.add(synset)
     if not files:
         raise InputError(path, expected="an archive of images", found="no file in it", todo="name another one")
-    prefix = _common(files)
-    inner: list[Inner] = []
     if tars:
-        placement = Placement("tars", prefix)
         inner = _inner(path, tars, sum(files.values()) - len(tars), compressed)
-    elif (synsets or imagenet.val_number(name) is not None) and set(files) == {prefix}:
-        if no_val_image:
-            _refuse_among_val(path, no_val_image, val_synsets)
-        placement = Placement("val", prefix, (), val_synsets)
+        found = Survey(Placement("tars"), {f"train/{each.class_name}" for each in inner}, inner, total, 0)
+    elif val_images and set(files) == {()}:
+        if others:
+            _refuse_among_val(path, others, val_synsets)
+        found = Survey(Placement("val", (), val_synsets), {f"val/{synset}" for synset in synsets}, [], total, 0)
     else:
-        placement = _of_folders(path, files, prefix, name)
-    _check_published(path, placement, inner)
-    if inner:
-        return Survey(placement, {each.folder: 0 for each in inner}, inner, total, 0)
-    if placement.kind == "val":
-        return Survey(placement, dict(synsets), [], total, 0)
-    folders: dict[Parts, int] = Counter()
-    for parent, count in files.items():
-        placed = placement((*parent, "*"))
-        folders[placed[:2] if placed else ()] += count
-    left_out = folders.pop((), 0)
+        if others.startswith("ILSVRC2012_test_"):
+            _refuse_layout(path, "the test images, whose classes are not published")
+        found = _class_folders(path, files, total)
+    _check_published(path, found)
+    return found
+
+
+def _class_folders(path: Path, files: dict[Parts, int], total: int) -> Survey:
+    """Survey a tree of class folders.
+
+    Args:
+        path: of the archive.
+        files: number of files in each folder.
+        total: bytes of all files.
+
+    Raises:
+        InputError: there are no class folders.
+    """
+    top = {folder[:1] for folder in files}
+    prefix = top.pop() if len(top) == 1 else ()
+    if prefix and (prefix[0] in SPLITS or max(map(len, files)) == 1):
+        prefix = ()  # the one folder is itself a split or a class
+    below = {folder[len(prefix)] for folder in files if len(folder) > len(prefix)}
+    splits = set(SPLITS) <= below or (bool(below & set(SPLITS)) and below <= {*SPLITS, "test"})
+    placement = Placement("splits" if splits else "classes", prefix)
+    left_out = 0
+    folders: set[str] = set()
+    for folder, count in files.items():
+        placed = placement((*folder, "*"))
+        if placed is None:
+            left_out += count
+        else:
+            folders.add("/".join(placed[:2]))
     if not folders:
-        found = f"{left_out:,} files in {'/'.join(prefix) or 'no folder'}"
-        raise InputError(path, expected="class folders", found=found, todo="put the images into one folder per class")
-    return Survey(placement, dict(folders), [], total, left_out)
+        _refuse_layout(path, f"{left_out:,} files outside of class folders")
+    return Survey(placement, folders, [], total, left_out)
 
 
-def _of_folders(path: Path, files: dict[Parts, int], prefix: Parts, name: str) -> Placement:
-    """Splits where a folder holds train/ and val/, or nothing but splits (as in `datasets.layout`), else classes."""
-    below: dict[Parts, set[str]] = {}
-    for parent in files:
-        for depth, part in enumerate(parent):
-            below.setdefault(parent[:depth], set()).add(part)
-    bases = [base for base, names in below.items() if set(SPLITS) <= names or names <= {*SPLITS, "test"}]
-    bases = [base for base in bases if set(SPLITS) & below[base]]
-    if bases:
-        bases = [base for base in bases if len(base) == min(map(len, bases))]
-        if len(bases) > 1:
-            found = " and ".join("/".join(base) for base in sorted(bases)[:2])
-            todo = "unpack it yourself and name the right folder as data root"
-            raise InputError(path, expected="one folder that holds train/ and val/", found=found, todo=todo)
-        return Placement("splits", bases[0])
-    if set(files) != {prefix}:
-        return Placement("classes", prefix)
-    if name.startswith("ILSVRC2012_test_"):
-        found = "the test images, whose classes are not published"
-        raise InputError(path, expected="training or validation images", found=found, todo="leave this archive out")
-    return Placement("files", prefix, ("train", prefix[-1] if prefix else _stem(path.name, str(path))))
-
-
-def _inner(path: Path, tars: list[Member], others: int, compressed: bool) -> list[Inner]:
-    """The inner tars with their class folders."""
-    if others:
-        found = f"{len(tars):,} tars and {others:,} other files"
-        todo = "unpack it yourself and name its parts"
-        raise InputError(path, expected="tars of one class each, or no tars", found=found, todo=todo)
+def _inner(path: Path, tars: list[Member], others: int, compressed: bool) -> list[InnerTar]:
+    if others or any(len(member.parts) > 1 for member in tars):
+        _refuse_layout(path, f"{len(tars):,} tars, some of them in folders or among {others:,} other files")
     if compressed:
-        todo = "decompress it first (gunzip, bunzip2, unxz): inner tars are read where they lie"
+        todo = "decompress it first (gunzip, bunzip2, unxz); the inner tars are then read without a copy"
         raise InputError(path, expected="a plain tar of tars", found="a compressed one", todo=todo)
-    by_folder: dict[Parts, Inner] = {}
+    by_class: dict[str, InnerTar] = {}
     for member in tars:
-        name = "/".join(member.parts)
-        split = member.parts[-2] if len(member.parts) > 1 and member.parts[-2] in SPLITS else "train"
-        folder = (split, _stem(member.parts[-1], f"{path}: {name}"))
-        if folder in by_folder:
-            found = f"{by_folder[folder].name} and {name}"
-            raise InputError(path, expected="each class once", found=found, todo="pack the archive anew")
-        by_folder[folder] = Inner(name, folder, member.offset, member.size)
-    return list(by_folder.values())
+        name = member.parts[0]
+        class_name = name[: -len(TAR)]
+        if len(safe_parts(class_name, f"{path}: {name}")) != 1:
+            raise InputError(path, expected="tars named after their classes", found=repr(name), todo="rename it")
+        if class_name in by_class:
+            raise InputError(path, expected="each class once", found=f"{name} twice", todo="pack the archive again")
+        by_class[class_name] = InnerTar(name, class_name, member.offset, member.size)
+    return list(by_class.values())
 
 
-def _stem(name: str, where: str) -> str:
-    """The class that a tar is named after."""
-    stem = name
-    for suffix in (".gz", ".bz2", ".xz", ".tgz", TAR):  # in this order: .tar.gz loses both
-        stem = stem[: -len(suffix)] if stem.endswith(suffix) else stem
-    if len(safe_parts(stem, where)) != 1:
-        raise InputError(where, expected="a tar named after its class", found=repr(name), todo="rename it")
-    return stem
-
-
-def _common(parents: dict[Parts, int]) -> Parts:
-    """The folders that all files are in."""
-    common = next(iter(parents))
-    for parent in parents:
-        same = next((i for i, (a, b) in enumerate(zip(common, parent)) if a != b), min(len(common), len(parent)))
-        common = common[:same]
-    return common
+def _refuse_layout(path: Path, found: str) -> NoReturn:
+    raise InputError(
+        path,
+        expected=f"one of: {'; '.join(KINDS.values())}",
+        found=found,
+        todo="unpack it yourself into folders train/<class>/ and val/<class>/",
+    )
 
 
 def _refuse_among_val(path: Path, name: str, synsets: Optional[tuple[str, ...]]) -> NoReturn:
@@ -212,15 +194,21 @@ def _refuse_among_val(path: Path, name: str, synsets: Optional[tuple[str, ...]])
     )
 
 
-def _check_published(path: Path, placement: Placement, inner: list[Inner]) -> None:
+def _check_published(path: Path, found: Survey) -> None:
+    """Check that an archive with a published name has the published layout.
+
+    Raises:
+        InputError: it has not.
+    """
     expected = {imagenet.TRAIN_TAR: "tars", imagenet.VAL_TAR: "val"}.get(path.name)
     if expected is None:
         return
     todo = "download the published archive, or rename this one"
-    if placement.kind != expected:
-        raise InputError(path, expected=KINDS[expected], found=KINDS[placement.kind], todo=todo)
+    kind = found.placement.kind
+    if kind != expected:
+        raise InputError(path, expected=KINDS[expected], found=KINDS[kind], todo=todo)
     known = set(imagenet.synsets())
-    unknown = sorted(each.name for each in inner if each.folder[1] not in known)
+    unknown = sorted(each.name for each in found.inner if each.class_name not in known)
     if unknown:
-        found = f"{len(unknown)} others, first {unknown[0]!r}"
-        raise InputError(path, expected="tars named after the 1,000 synsets", found=found, todo=todo)
+        others = f"{len(unknown)} others, first {unknown[0]!r}"
+        raise InputError(path, expected="tars named after the 1,000 synsets", found=others, todo=todo)

@@ -1,8 +1,8 @@
-"""The units of a validation's work: list folders, examine their files, write what was found as parts.
+"""The units of a validation's work: list folders, examine their files, write the rows of each folder as a part.
 
-A part is a Parquet file with a row for every file of a class folder (of a large one: of a range of it), as it was found
-and without what only the whole data set shows: labels, copies, and what the policy makes of a fault. The rows of
-earlier parts are taken over for files that still have the same path, size, mtime and inode.
+A part is a Parquet file with one row for each file of a class folder, or of a range of a large one. It contains what
+the file alone shows. Labels, copies and the effect of the policy need the whole data set: see whole.py. Rows of
+earlier parts are taken over for files that have the same path, size, mtime and inode.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from datasets.base.files import atomic_write
 from datasets.images.decoder import inspect_apart
 from datasets.images.inspect import MAGIC_BYTES, MAX_BYTES, Inspection, sniff, suffix_fault
 from datasets.layout import NO_CLASS, ClassFolder, is_held_out, is_hidden, list_files
+from datasets.validation.options import VERSION
 
-VERSION = 5  # raise it when the same file may get another row: all files are then examined again
 PARTS = "parts"
 VALIDATION = "the validation"
 
@@ -50,8 +50,6 @@ SCHEMA = pa.schema(
         ("inode", pa.uint64()),
     ]
 )
-_IDENTITY = ("path", "split", "size", "mtime_ns", "inode")
-
 
 _Bytes = bytes  # PartRow has a column of this name
 
@@ -62,7 +60,7 @@ class PartRow(NamedTuple):
     path: str
     split: str
     class_name: str
-    bytes: int  # read
+    bytes: int  # that were read
     width: Optional[int]
     height: Optional[int]
     mode: Optional[str]
@@ -79,37 +77,64 @@ class PartRow(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A class folder, or the range `first` <= path < `end` of it where it has too many files for one part."""
+    """The files of a class folder with `first` <= path < `end`. Most folders are a single part, from "" to None."""
 
-    file: str  # name of the part
+    name: str  # of the folder; no other folder has it
+    number: int  # of the part in its folder
     folder: ClassFolder
     files: int  # when it was planned
     val_limit: Optional[bytes] = None  # of `datasets.layout.is_held_out`
     first: str = ""
     end: Optional[str] = None
 
+    @property
+    def file(self) -> str:
+        return f"{self.name}.{self.number:05d}.parquet"
 
-class Unit(NamedTuple):
+
+class Examined(NamedTuple):
+    """Result of a unit: its number of files, how many of them were read, and whether all rows are as they were."""
+
+    files: int
+    examined: int
+    unchanged: bool
+
+
+class ValidationUnit(NamedTuple):
     """Parts that one process examines, one after the other."""
 
     root: Path
-    working: Path  # receives the parts of files that changed
-    finished: Path  # of an earlier validation, or nothing
+    working: Path  # receives the parts; contains those of an interrupted validation
+    finished: Optional[Path]  # an earlier validation, whose rows may be taken over
     parts: list[Part]
-    looks: bool = False  # whether to make perceptual hashes
-    full: bool = False  # read every file again
+    looks: bool = False  # whether to compute perceptual hashes
 
     @property
     def files(self) -> int:
         return sum(part.files for part in self.parts)
 
+    def examine(self) -> Examined:
+        """Write the parts. Only files without a row in an earlier part are read.
 
-class Examined(NamedTuple):
-    """What became of a unit. The file of a part in `unchanged` is that of the finished validation."""
-
-    files: int
-    examined: int
-    unchanged: list[str]
+        Raises:
+            InputError: a folder is not readable, or the disk is full.
+        """
+        count, examined, unchanged = 0, 0, True
+        for part, files in list_parts(self.root, self.parts):
+            count += len(files)
+            finished = {} if self.finished is None else _earlier_rows(self.finished, part, self.looks)
+            known = {**finished, **_earlier_rows(self.working, part, self.looks)}
+            rows = []
+            for file in files:
+                row = known.get(file.path)
+                if row is None or not _same(row, file):
+                    row = _examine_file(self, part, file)
+                    examined += 1
+                rows.append(row._replace(split=file.split))
+            unchanged = unchanged and rows == list(finished.values())
+            with room_for(VALIDATION, self.working.parent):
+                _write_part(self.working / PARTS / part.file, rows, looks=self.looks)
+        return Examined(count, examined, unchanged)
 
 
 class File(NamedTuple):
@@ -121,50 +146,16 @@ class File(NamedTuple):
     size: int
     mtime_ns: int
     inode: int
-    mode: int  # of stat; 0 where there is nothing
-
-    @property
-    def identity(self) -> tuple[int, int, int]:
-        """Of a file that was not changed all these are the same."""
-        return self.size, self.mtime_ns, self.inode
+    mode: int  # of stat; 0 for a link to nothing
 
 
 def display_path(path: str) -> str:
-    """A path that can be written as UTF-8."""
+    """Return a path that can be written as UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def examine(unit: Unit) -> Examined:
-    """Examine the files of a unit that no earlier part has, and write the parts that changed.
-
-    Raises:
-        InputError: a folder is not readable, or the disk is full.
-    """
-    earlier = _Earlier(unit)
-    count, examined, unchanged = 0, 0, []
-    for part, files in list_parts(unit.root, unit.parts):
-        count += len(files)
-        if not unit.full and earlier.has(unit.finished, part, files):
-            unchanged.append(part.file)
-            (unit.working / PARTS / part.file).unlink(missing_ok=True)
-            continue
-        if earlier.has(unit.working, part, files):
-            continue
-        known = earlier.rows(part)
-        rows = []
-        for file in files:
-            row = known.get(file.path)
-            if row is None or (row.size, row.mtime_ns, row.inode) != file.identity:
-                row = _examine_file(unit, part, file)
-                examined += 1
-            rows.append(row._replace(split=file.split))
-        with room_for(VALIDATION, unit.working.parent):
-            write_part(unit.working / PARTS / part.file, rows, looks=unit.looks)
-    return Examined(count, examined, unchanged)
-
-
 def list_parts(root: Path, parts: Iterable[Part]) -> Iterator[tuple[Part, list[File]]]:
-    """Each part with its files, sorted by path. A folder is listed once if its parts follow each other.
+    """Yield each part with its files, sorted by path. Parts of one folder that follow each other list it once.
 
     Raises:
         InputError: a folder is not readable.
@@ -177,18 +168,16 @@ def list_parts(root: Path, parts: Iterable[Part]) -> Iterator[tuple[Part, list[F
             names = sorted((display_path(name), name) for name in list_files(root, listed))
         first = bisect_left(names, (part.first,))
         end = len(names) if part.end is None else bisect_left(names, (part.end,))
-        folder_split, limit = part.folder.split, part.val_limit
-        yield (
-            part,
-            [
-                _stat(root, path, name, "val" if is_held_out(name, limit) else folder_split)
-                for path, name in names[first:end]
-            ],
-        )
+        yield part, [_stat(root, part, path, name) for path, name in names[first:end]]
 
 
-def write_part(path: Path, rows: Iterable[PartRow], *, looks: bool) -> None:
-    """Write a part, atomically."""
+def read_part(directory: Path, part: Part) -> pa.Table:
+    """Return the rows of a part of a validation."""
+    with pq.ParquetFile(directory / PARTS / part.file, page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
+
+
+def _write_part(path: Path, rows: Iterable[PartRow], *, looks: bool) -> None:
     columns = list(zip(*rows)) or [()] * len(SCHEMA)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA)]
     schema = SCHEMA.with_metadata({"version": str(VERSION), "looks": str(looks)})
@@ -197,80 +186,49 @@ def write_part(path: Path, rows: Iterable[PartRow], *, looks: bool) -> None:
     atomic_write(path, out.getvalue().to_pybytes())
 
 
-def read_part(path: Path, columns: Optional[list[str]] = None) -> pa.Table:
-    """The rows of a part, or some of its columns."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(columns, use_threads=False)
-
-
-class _Earlier:
-    """The parts that a unit may take rows from: of its own working directory, where a killed run left them, first."""
-
-    def __init__(self, unit: Unit) -> None:
-        self.looks = unit.looks
-        self.places = [unit.working] if unit.full else [unit.working, unit.finished]
-        self.names: dict[Path, dict[str, list[str]]] = {}
-        for place in self.places:
-            self.names[place] = {}
-            folder = place / PARTS
-            for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
-                self.names[place].setdefault(name.split(".")[0], []).append(name)
-
-    def has(self, place: Path, part: Part, files: list[File]) -> bool:
-        """Whether the part is there as it would be written."""
-        if part.file not in self.names.get(place, {}).get(part.file.split(".")[0], []):
-            return False
-        table = self._read(place / PARTS / part.file, [*_IDENTITY, "faults"])
-        if table is None or len(table) != len(files):
-            return False
-        if any(table.column(name).to_pylist() != [getattr(file, name) for file in files] for name in _IDENTITY):
-            return False
-        (faults,) = as_lists(table, "faults")
-        return not any(_may_have_changed(text, file.inode) for text, file in zip(faults, files))
-
-    def rows(self, part: Part) -> dict[str, PartRow]:
-        """Every earlier row of the part's range, by path."""
-        found: dict[str, PartRow] = {}
-        for place in reversed(self.places):
-            for name in self.names[place].get(part.file.split(".")[0], []):
-                table = self._read(place / PARTS / name, None)
-                for row in _rows(table) if table is not None else ():
-                    inside = part.first <= row.path and (part.end is None or row.path < part.end)
-                    if inside and not _may_have_changed(row.faults, row.inode):
-                        found[row.path] = row
-        return found
-
-    def _read(self, path: Path, columns: Optional[list[str]]) -> Optional[pa.Table]:
+def _earlier_rows(directory: Path, part: Part, looks: bool) -> dict[str, PartRow]:
+    """Return the rows of the part's range by path, sorted. The ranges of a large folder may have been others then."""
+    found: dict[str, PartRow] = {}
+    for path in sorted((directory / PARTS).glob(f"{part.name}.*.parquet")):
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 metadata = file.schema_arrow.metadata or {}
-                if metadata.get(b"version") != str(VERSION).encode():
-                    return None
-                if self.looks and metadata.get(b"looks") != b"True":
-                    return None
-                return file.read(columns, use_threads=False)
+                if metadata.get(b"version") != str(VERSION).encode() or (looks and metadata[b"looks"] != b"True"):
+                    continue
+                if not _overlaps(file.metadata, part):
+                    continue
+                table = file.read(use_threads=False)
         except (OSError, pa.ArrowException):
-            return None
+            continue
+        for row in map(PartRow._make, zip(*(table.column(name).to_pylist() for name in PartRow._fields))):
+            if part.first <= row.path and (part.end is None or row.path < part.end):
+                found[row.path] = row
+    return found
 
 
-def _may_have_changed(faults: str, inode: int) -> bool:
-    """Permission to read a file may come without a new mtime; where there is no file, nothing has changed."""
-    return "unreadable" in faults and inode != 0
+def _overlaps(metadata: Any, part: Part) -> bool:
+    if not metadata.num_row_groups:
+        return False
+    paths = metadata.row_group(0).column(0).statistics
+    return paths is None or (part.first <= paths.max and (part.end is None or paths.min < part.end))
 
 
-def _rows(table: pa.Table) -> Iterator[PartRow]:
-    return map(PartRow._make, zip(*(table.column(name).to_pylist() for name in PartRow._fields)))
+def _same(row: PartRow, file: File) -> bool:
+    """Whether a file is as its row says. Permission to read a file may come without a new mtime."""
+    same = (row.size, row.mtime_ns, row.inode) == (file.size, file.mtime_ns, file.inode)
+    return same and ("unreadable" not in row.faults or file.inode == 0)
 
 
-def _stat(root: Path, path: str, name: str, split: str) -> File:
+def _stat(root: Path, part: Part, path: str, name: str) -> File:
+    split = "val" if is_held_out(name, part.val_limit) else part.folder.split
     try:
         status = os.stat(f"{root}/{name}")
-    except OSError:  # a link to nothing; it gets a row that says so
+    except OSError:  # a link to nothing gets a row that says so
         return File(path, name, split, 0, 0, 0, 0)
     return File(path, name, split, status.st_size, status.st_mtime_ns, status.st_ino, status.st_mode)
 
 
-def _examine_file(unit: Unit, part: Part, file: File) -> PartRow:
+def _examine_file(unit: ValidationUnit, part: Part, file: File) -> PartRow:
     found, size, data = _inspect_file(unit, file)
     faults, reason = list(found.faults), found.reason
     if found.width is not None:
@@ -280,7 +238,7 @@ def _examine_file(unit: Unit, part: Part, file: File) -> PartRow:
             reason = "; ".join(filter(None, (reason, note)))
     if part.folder.class_name == NO_CLASS and not is_hidden(file.name):
         faults.append("no_class")
-        reason = "; ".join(filter(None, (reason, "stands beside the class folders")))
+        reason = "; ".join(filter(None, (reason, "is outside the class folders")))
     return PartRow(
         path=file.path,
         split=part.folder.split,
@@ -302,8 +260,8 @@ def _examine_file(unit: Unit, part: Part, file: File) -> PartRow:
     )
 
 
-def _inspect_file(unit: Unit, file: File) -> tuple[Inspection, int, Optional[bytes]]:
-    """The inspection of a file, its size in bytes and its content, but of what is no image or was not read."""
+def _inspect_file(unit: ValidationUnit, file: File) -> tuple[Inspection, int, Optional[bytes]]:
+    """Return inspection, size in bytes and content of a file; no content if it is no image or was not read."""
     if is_hidden(file.name):
         return Inspection(("not_image",), "hidden file or folder"), file.size, None
     try:
@@ -325,13 +283,3 @@ def _inspect_file(unit: Unit, file: File) -> tuple[Inspection, int, Optional[byt
         return Inspection(("unreadable",), error.strerror or type(error).__name__), file.size, None
     found = inspect_apart(data, looks=unit.looks)
     return found, len(data), None if found.format is None else data
-
-
-def warning_names(warnings: str) -> list[str]:
-    """The single warnings of a row."""
-    return warnings.split("; ") if warnings else []
-
-
-def as_lists(table: pa.Table, *columns: str) -> list[list[Any]]:
-    """Columns of a table as Python lists."""
-    return [table.column(name).to_pylist() for name in columns]

@@ -1,7 +1,8 @@
-"""Validate a folder of images: decode every file, give each a row in the manifest, total them in validation.json.
+"""Validate a folder of images: decode every file, give each a row in the manifest, write totals to validation.json.
 
-plan -> units -> examine, in as many processes as there are -> conclude. Work goes on in `<out>.partial-<request>`: a
-killed validation continues where it was, and only conclude's last step, a rename, makes it the result.
+`ValidationPlan.make` lists the files, `ValidationUnit.examine` reads them, in as many processes as there are, and
+`ValidationPlan.conclude` joins what they found. All work is in `<out>.partial-<request>` until conclude renames it. An
+interrupted validation leaves its parts there, and the next one takes their rows over.
 """
 
 from __future__ import annotations
@@ -13,32 +14,33 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 from datasets.base.digests import file_digest, value_digest
 from datasets.base.errors import InputError, room_for
-from datasets.base.files import PathLike, StageResult, fsync, refuse_foreign, write_json
+from datasets.base.files import PathLike, StageResult, discard, fsync, refuse_foreign, remove_leftovers, write_json
 from datasets.base.parallel import in_processes
 from datasets.layout import outside
 from datasets.manifest.faults import outcome
-from datasets.manifest.rows import MANIFEST, manifest_writer
-from datasets.validation.conclusion import Totals, manifest_tables
-from datasets.validation.parts import PARTS, VALIDATION, Examined, examine
-from datasets.validation.plan import DEFAULT, Options, Plan, make_plan, request_of
+from datasets.manifest.rows import MANIFEST, write_manifest
+from datasets.validation.conclusion import manifest_tables, refuse, totals
+from datasets.validation.options import ValidationOptions
+from datasets.validation.parts import PARTS, VALIDATION, Examined, Part, ValidationUnit
+from datasets.validation.plan import plan_units
 from datasets.validation.whole import judge
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "validation.json"
+DEFAULT = ValidationOptions()
 _SECONDS = 10.0  # between two lines of progress
 
 
 class Validation(StageResult):
     """A validated data set.
 
-    `train` and `val` count the images that are kept, `faults` the rows of each status but ok, `found` the rows with
-    each fault, whatever became of them, `warnings` what decoders complained of and went on. `examined` counts the
-    files that this call read.
+    `train` and `val` count the images that are kept, `faults` the rows of each status except "ok", `found` the rows
+    with each fault, `warnings` the files of which a decoder warned. `examined` counts the files that this call read.
     """
 
     directory: Path
@@ -55,92 +57,128 @@ class Validation(StageResult):
     examined: int = 0
 
 
-def validation_directory(
-    workspace: PathLike, root: PathLike, *, name: Optional[str] = None, options: Options = DEFAULT
-) -> Path:
-    """Where the pipeline validates `root`: named by it and by the options, so that a changed tree is updated."""
-    request = request_of(root, name, options)
-    return Path(workspace) / "datasets" / f"{request['name']}-{value_digest(request)}"
+class ValidationPlan(NamedTuple):
+    """A validation of which the files are listed. `request`, which validation.json repeats, is what it depends on."""
+
+    root: Path
+    out: Path
+    working: Path
+    options: ValidationOptions
+    request: dict[str, Any]
+    units: list[ValidationUnit]
+
+    @classmethod
+    def make(
+        cls,
+        root: PathLike,
+        out: PathLike,
+        *,
+        options: ValidationOptions = DEFAULT,
+        name: Optional[str] = None,
+        full: bool = False,
+    ) -> ValidationPlan:
+        """List the files of a data set and divide them into units of work.
+
+        Raises:
+            InputError: the layout or an option is wrong, or `out` contains something else.
+        """
+        root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
+        refuse_foreign(out, SUMMARY)
+        with room_for(VALIDATION, out.parent):
+            request = options.request(root, name)
+            working = out.with_name(f"{out.name}.partial-{value_digest(request)}")
+            if full:
+                shutil.rmtree(working, ignore_errors=True)
+            units = plan_units(root, working, None if full else out, options)
+        return cls(root, out, working, options, request, units)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts in the order of the manifest, except that one may contain files of both splits."""
+        return [part for unit in self.units for part in unit.parts]
+
+    def conclude(self, results: Iterable[Examined]) -> Validation:
+        """Find copies, apply the policy, write the manifest, and rename the working directory to `out`.
+
+        Raises:
+            InputError: a fault was found on which the policy fails, or nothing usable is left. The parts are kept: the
+                next call examines only files that changed.
+        """
+        results = list(results)
+        examined = sum(result.examined for result in results)
+        reason = self._why_again(results)
+        if reason is None:
+            logger.info("%s: reusing the validation of %s", self.out, self.root)
+            shutil.rmtree(self.working, ignore_errors=True)
+            return load_validation(self.out).model_copy(update={"reused": True, "examined": examined})
+        if self.out.exists() and any(self.out.iterdir()):
+            logger.warning("%s: validating again: %s", self.out, reason)
+        with room_for(VALIDATION, self.out.parent):
+            summary = self._write()
+        result = load_validation(self.out).model_copy(update={"examined": examined})
+        _log_summary(result, summary)
+        return result
+
+    def _why_again(self, results: list[Examined]) -> Optional[str]:
+        """Why `out` cannot be reused; None if it can."""
+        damage = _damage(self.out)
+        if damage is not None:
+            return damage
+        summary = json.loads((self.out / SUMMARY).read_text())
+        changed = [key for key, value in self.request.items() if summary.get(key) != value]
+        if changed:
+            return f"another {', '.join(changed)} than then"
+        if {path.name for path in (self.out / PARTS).glob("*")} != {part.file for part in self.parts}:
+            return "class folders came or went"
+        return None if all(result.unchanged for result in results) else "files changed"
+
+    def _write(self) -> dict[str, Any]:
+        """Write the manifest and validation.json, and make the working directory the result."""
+        parts, policy, manifest = self.parts, self.options.policy, self.working / MANIFEST
+        planned = {self.working / PARTS / part.file for part in parts}
+        for path in self.working.rglob("*"):
+            if path.is_file() and path not in planned:
+                path.unlink()  # left by an interrupted validation
+        judgement = judge(self.root, self.working, self.options, parts)
+        write_manifest(manifest, manifest_tables(judgement, policy))
+        refuse(judgement, self.root, policy, manifest)
+        summary = {**self.request, **totals(judgement, policy)}
+        summary |= {"classes": judgement.classes, "outside": outside(self.root)}
+        write_json(self.working / SUMMARY, {**summary, "manifest_digest": file_digest(manifest)})
+        remove_leftovers(self.out.parent, self.out.name)
+        if self.out.exists():
+            discard(self.out)
+        self.working.rename(self.out)  # after a kill before this line, the next call finds all parts in `working`
+        fsync(self.out.parent)
+        return summary
 
 
 def validate(
     root: PathLike,
     out: PathLike,
     *,
-    options: Options = DEFAULT,
+    options: ValidationOptions = DEFAULT,
     name: Optional[str] = None,
     full: bool = False,
     workers: Optional[int] = None,
 ) -> Validation:
     """Decode every file under `root` to its end and write manifest.parquet and validation.json to `out`.
 
-    The layouts are those of `datasets.layout`. The same tree gives the same bytes of manifest.parquet. Files that still
-    have the path, size, mtime and inode of an earlier validation in `out`, or of a killed one, are not read again,
-    unless `full`. Where nothing changed at all, `out` stays as it is.
-    `workers` processes decode; default: one per core.
+    `datasets.layout` lists the layouts. The same tree gives the same bytes of manifest.parquet. A file that still has
+    the path, size, mtime and inode that it had in an earlier validation in `out`, or in an interrupted one, is not read
+    again, except with `full`. If nothing changed, `out` stays as it is.
+
+    Args:
+        workers: processes that decode; default: one per core.
 
     Raises:
-        InputError: the layout is at fault, a fault was found for which the policy says "fail", nothing usable is left,
-            the disk is full, or `out` holds something else.
+        InputError: the layout is wrong, a fault was found on which the policy fails, nothing usable is left, the disk
+            is full, or `out` contains something else.
     """
-    found = plan(root, out, options=options, name=name, full=full)
-    few = len(found.units) == 1
-    results = in_processes(examine, found.units, workers=1 if few else workers)
-    return conclude(found, list(_watched(results, found)))
-
-
-def plan(
-    root: PathLike,
-    out: PathLike,
-    *,
-    options: Options = DEFAULT,
-    name: Optional[str] = None,
-    full: bool = False,
-) -> Plan:
-    """List the files of a data set and share them out in units of work for `datasets.validation.parts.examine`.
-
-    Raises:
-        InputError: the layout or an option is at fault, or `out` holds something else.
-    """
-    out = Path(os.path.abspath(out))
-    refuse_foreign(out, SUMMARY)
-    with room_for(VALIDATION, out.parent):
-        return make_plan(os.path.abspath(root), out, options, name=name, full=full)
-
-
-def conclude(plan: Plan, results: Iterable[Examined]) -> Validation:
-    """Join the parts that were examined: find copies, apply the policy, write the manifest, and make it the result.
-
-    Raises:
-        InputError: a fault was found for which the policy says "fail", or nothing usable is left. The parts are kept:
-            the next call examines only what was changed.
-    """
-    results = list(results)
-    examined = sum(result.examined for result in results)
-    unchanged = {name for result in results for name in result.unchanged}
-    planned = [part.file for part in plan.parts]
-    reason = _why_again(plan, planned, unchanged)
-    if reason is None:
-        logger.info("%s: reusing the validation of %s", plan.out, plan.root)
-        shutil.rmtree(plan.working, ignore_errors=True)
-        return load_validation(plan.out).model_copy(update={"reused": True, "examined": examined})
-    if plan.out.exists() and any(plan.out.iterdir()):
-        logger.warning("%s: validating again: %s", plan.out, reason)
-    with room_for(VALIDATION, plan.out.parent):
-        _gather_parts(plan, planned, unchanged)
-        judgement = judge(plan)
-        totals = Totals(plan)
-        with manifest_writer(plan.working / MANIFEST) as append:
-            for table in manifest_tables(plan, judgement, totals):
-                append(table)
-        fsync(plan.working / MANIFEST)
-        totals.refuse()
-        summary = {**plan.request, **totals.summary(), "classes": judgement.classes, "outside": outside(plan.root)}
-        write_json(plan.working / SUMMARY, {**summary, "manifest_digest": file_digest(plan.working / MANIFEST)})
-        _replace(plan.out, plan.working)
-    result = load_validation(plan.out).model_copy(update={"examined": examined})
-    _log_summary(result, summary)
-    return result
+    plan = ValidationPlan.make(root, out, options=options, name=name, full=full)
+    few = len(plan.units) == 1
+    results = in_processes(ValidationUnit.examine, plan.units, workers=1 if few else workers)
+    return plan.conclude(_with_progress(results, plan))
 
 
 def load_validation(directory: PathLike) -> Validation:
@@ -158,8 +196,8 @@ def load_validation(directory: PathLike) -> Validation:
     return Validation(directory=directory, root=Path(summary["root"]), **{key: summary[key] for key in names})
 
 
-def _watched(results: Iterable[Examined], plan: Plan) -> Iterator[Examined]:
-    """The same, with a line of progress now and then."""
+def _with_progress(results: Iterable[Examined], plan: ValidationPlan) -> Iterator[Examined]:
+    """Yield the results and log a line of progress every _SECONDS."""
     total, done, last = sum(unit.files for unit in plan.units), 0, time.monotonic()
     for result in results:
         yield result
@@ -170,7 +208,7 @@ def _watched(results: Iterable[Examined], plan: Plan) -> Iterator[Examined]:
 
 
 def _damage(out: Path) -> Optional[str]:
-    """What is wrong with a finished validation as such; none if nothing is."""
+    """What is wrong with a finished validation; None if nothing is."""
     try:
         summary = json.loads((out / SUMMARY).read_text())
         if summary["manifest_digest"] != file_digest(out / MANIFEST):
@@ -182,63 +220,15 @@ def _damage(out: Path) -> Optional[str]:
     return None
 
 
-def _why_again(plan: Plan, planned: list[str], unchanged: set[str]) -> Optional[str]:
-    """Why `out` cannot be reused; none if it can."""
-    damage = _damage(plan.out)
-    if damage is not None:
-        return damage
-    summary = json.loads((plan.out / SUMMARY).read_text())
-    changed = [key for key, value in plan.request.items() if summary.get(key) != value]
-    if changed:
-        return f"another {', '.join(changed)} than then"
-    parts = plan.out / PARTS
-    if not parts.is_dir() or sorted(os.listdir(parts)) != sorted(planned):
-        return "class folders came or went"
-    if len(unchanged) < len(planned):
-        return f"files of {len(planned) - len(unchanged)} of {len(planned)} parts changed"
-    return None
-
-
-def _gather_parts(plan: Plan, planned: list[str], unchanged: set[str]) -> None:
-    """Make the working directory hold the planned parts and no others."""
-    working = plan.working / PARTS
-    working.mkdir(parents=True, exist_ok=True)
-    for name in set(os.listdir(working)) - set(planned):
-        (working / name).unlink()
-    for name in unchanged:
-        _link(plan.out / PARTS / name, working / name)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
-def _replace(out: Path, working: Path) -> None:
-    """Make the working directory the result. Killed in between, the next call finds all parts in `working`."""
-    replaced = out.with_name(f"{working.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        out.rename(replaced)
-    working.rename(out)
-    fsync(out.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _log_summary(result: Validation, summary: dict[str, Any]) -> None:
     classes = f"{len(result.classes)} classes"
     logger.info("%s: %d + %d usable images of %s", result.root, result.train, result.val, classes)
     for status, count in result.faults.items():
         verb = "kept" if status == "converted" or outcome([status], result.policy).kept else "excluded"
-        logger.warning(
-            "%s: %d files are %s (%s); see %s", result.root, count, status, verb, result.directory / MANIFEST
-        )
+        manifest = result.directory / MANIFEST
+        logger.warning("%s: %d files are %s (%s); see %s", result.root, count, status, verb, manifest)
     for row in summary["excluded"][:10]:
         logger.warning("excluded %s: %s, %s", row["path"], row["status"], row["reason"])
     if summary["outside"]:
-        logger.info(
-            "%s: not part of the data set, beside train/ and val/: %s", result.root, ", ".join(summary["outside"])
-        )
+        others = ", ".join(summary["outside"])
+        logger.info("%s: not part of the data set, which is in train/ and val/: %s", result.root, others)

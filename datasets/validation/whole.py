@@ -1,10 +1,13 @@
-"""What the whole data set shows: copies, classes without images, other counts than expected; and what is kept."""
+"""What only the whole data set shows: copies, classes without images, other counts than expected; and what is kept.
+
+All rows are in memory at once: about 300 MB for ImageNet. The faults of a row are the bits of an integer.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from typing import NamedTuple, Optional
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,222 +15,219 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.base.errors import InputError
-from datasets.expected import EXPECTED
+from datasets.imagenet import EXPECTED
 from datasets.layout import NO_CLASS
-from datasets.manifest.faults import outcome
+from datasets.manifest.faults import FAULTS, Outcome, Policy, outcome
 from datasets.validation.copies import Copies, find_copies
-from datasets.validation.parts import PARTS, Part, as_lists, read_part
-from datasets.validation.plan import Options, Plan
+from datasets.validation.options import ValidationOptions
+from datasets.validation.parts import Part, read_part
 
 FEW_IMAGES = 10
-COPY_FAULTS = ("leak", "duplicate", "near_duplicate")
-_EXAMPLES = 10
+COPY_FAULTS = ("leak", "duplicate", "near_duplicate")  # in the order of Copies
+COLUMNS = (
+    *("path", "split", "class_name", "bytes", "width", "height", "mode", "format"),
+    *("digest", "checksum", "reason", "faults", "warnings", "look"),
+)
 
-
-class Block(NamedTuple):
-    """Rows of one part and split, which stand together in the manifest from row number `start` on."""
-
-    part: Part
-    split: str
-    start: int
-    rows: int
-    sizes: npt.NDArray[np.int32]  # (rows,) shorter side in pixels; -1 where unknown
+_BITS = {name: np.uint64(1 << place) for place, name in enumerate(FAULTS)}
 
 
 class Judgement(NamedTuple):
-    """What becomes of every row. Row numbers are those of the manifest; N of them."""
+    """What becomes of each of N rows, in the order of the manifest."""
 
-    blocks: list[Block]
+    rows: pa.Table  # COLUMNS of the parts; `faults` are those that the file alone shows
+    faults: npt.NDArray[np.uint64]  # (N,) all faults
     copies: Copies
     kept: npt.NDArray[np.bool_]  # (N,)
+    failed: npt.NDArray[np.bool_]  # (N,) the file has a fault on which the policy fails
     classes: list[str]
-    class_faults: dict[str, list[str]]  # by class; for the rows of every file in it
-    left_out: frozenset[str]  # classes that are no part of the data set
 
 
-def blocks_of(plan: Plan) -> Iterator[tuple[Part, str]]:
-    """Parts and splits in the order of the manifest."""
-    for split in ("train", "val"):
-        for part in plan.parts:
-            if part.folder.split == split or part.val_limit is not None:
-                yield part, split
+class _Rows(NamedTuple):
+    """Columns as arrays, each (N,)."""
+
+    is_val: npt.NDArray[np.bool_]
+    of_class: npt.NDArray[np.int32]  # place in `names`
+    sides: npt.NDArray[np.int32]  # the shorter side in pixels; -1 if unknown
+    names: list[str]
 
 
-def rows_of(plan: Plan, part: Part, split: str, columns: Optional[list[str]] = None) -> pa.Table:
-    """The rows of one block."""
-    wanted = columns and sorted({*columns, "split"})
-    table = read_part(plan.working / PARTS / part.file, wanted)
-    return table if part.val_limit is None else table.filter(pc.equal(table.column("split"), split))
-
-
-def judge(plan: Plan) -> Judgement:
+def judge(root: Path, working: Path, options: ValidationOptions, parts: list[Part]) -> Judgement:
     """Read all parts and find what only all of them show.
 
     Raises:
-        InputError: classes or counts are not as the policy demands.
+        InputError: classes or counts are not as the policy demands, or there is no usable validation image.
     """
-    options = plan.options
-    blocks: list[Block] = []
-    usable, digests, looks = [], [], []
-    start = 0
-    for part, split in blocks_of(plan):
-        table = rows_of(plan, part, split, ["faults", "digest", "width", "height", "look"])
-        sizes = _shorter_sides(table)
-        blocks.append(Block(part, split, start, len(table), sizes))
-        start += len(table)
-        usable.append(_usable(table, sizes, options))
-        digests.append(_digests(table))
-        if options.near_duplicates is not None:
-            looks.append(table.column("look").fill_null(0).to_numpy())
-    kept = np.concatenate(usable)
-    is_val = np.repeat([block.split == "val" for block in blocks], [block.rows for block in blocks])
-    copies = _copies(kept, np.concatenate(digests), is_val, np.concatenate(looks) if looks else None, options)
-    for fault, originals in zip(COPY_FAULTS, copies):
-        if not outcome([fault], options.policy).kept:
-            kept &= originals < 0
-    class_faults, left_out = _judge_classes(plan, blocks, copies, kept)
-    for block in blocks:
-        if block.part.folder.class_name in left_out:
-            kept[block.start : block.start + block.rows] = False
-    if not kept[is_val].any():
-        todo = "add images to val/, or use classes of at least two images"
-        raise InputError(plan.root, expected="a usable validation image", found="none", todo=todo)
-    names = {block.part.folder.class_name for block in blocks if block.split == "train"}
-    classes = sorted(names - left_out - {NO_CLASS})
-    return Judgement(blocks, copies, kept, classes, class_faults, left_out)
-
-
-def faults_of_block(judgement: Judgement, block: Block, faults: list[str], options: Options) -> list[str]:
-    """The faults of a block's rows as a part has them, completed by what the whole data set shows."""
-    more: dict[int, list[str]] = {}
-    for place in np.flatnonzero((block.sizes >= 0) & (block.sizes < options.min_side)):
-        more.setdefault(int(place), []).append("small")
-    for fault, originals in zip(COPY_FAULTS, judgement.copies):
-        for place in np.flatnonzero(originals[block.start : block.start + block.rows] >= 0):
-            more.setdefault(int(place), []).append(fault)
-    completed = list(faults)
-    common = judgement.class_faults.get(block.part.folder.class_name, [])
-    for place in range(len(faults)) if common else more:
-        found = {*filter(None, faults[place].split(",")), *more.get(place, ()), *common}
-        completed[place] = ",".join(sorted(found))
-    return completed
-
-
-def _shorter_sides(table: pa.Table) -> npt.NDArray[np.int32]:
-    width, height = (table.column(name).fill_null(-1).to_numpy() for name in ("width", "height"))
-    sides: npt.NDArray[np.int32] = np.minimum(width, height)
-    return sides
-
-
-def _usable(table: pa.Table, sizes: npt.NDArray[np.int32], options: Options) -> npt.NDArray[np.bool_]:
-    """(rows,) whether the file itself is good enough to be kept."""
     policy = options.policy
-    keeps = {
-        faults: outcome(filter(None, faults.split(",")), policy).kept for faults in table["faults"].unique().to_pylist()
-    }
-    kept = np.array([keeps[faults] for faults in table.column("faults").to_pylist()], bool)
-    return kept if outcome(["small"], policy).kept else kept & ~((sizes >= 0) & (sizes < options.min_side))
+    rows = _read(working, parts)
+    names, of_class = encoded(rows["class_name"])
+    sides = np.minimum(*(rows[name].fill_null(-1).to_numpy() for name in ("width", "height")))
+    arrays = _Rows(is_val(rows), of_class, sides, names)
+    combinations, which = encoded(rows["faults"])
+    faults = np.array([bits(filter(None, text.split(","))) for text in combinations], np.uint64)[which]
+    faults[(sides >= 0) & (sides < options.min_side)] |= _BITS["small"]
+    copies = _find_copies(rows, arrays.is_val, _kept(faults, policy), options)
+    for fault, originals in zip(COPY_FAULTS, copies):
+        faults[originals >= 0] |= _BITS[fault]
+    failed = (faults & bits(name for name in FAULTS if policy[name] == "fail")) > 0
+    found = _class_faults(root, rows, arrays, faults, parts, options)
+    faults |= np.array([bits(found.get(name, [])) for name in arrays.names], np.uint64)[arrays.of_class]
+    kept = _kept(faults, policy)
+    if not kept[arrays.is_val].any():
+        todo = "add images to val/, or use classes of at least two images"
+        raise InputError(root, expected="a usable validation image", found="none", todo=todo)
+    train = {part.folder.class_name for part in parts if part.folder.split == "train"}
+    classes = sorted(train - {NO_CLASS, *(name for name in found if _is_left_out(found[name], policy))})
+    return Judgement(rows, faults, copies, kept, failed, classes)
 
 
-def _digests(table: pa.Table) -> npt.NDArray[np.uint64]:
-    """(rows, 4)."""
-    content = b"".join(digest or bytes(32) for digest in table.column("digest").to_pylist())
-    return np.frombuffer(content, np.uint64).reshape(-1, 4)
+def bits(faults: Iterable[str]) -> np.uint64:
+    """Return faults as bits of an integer."""
+    return np.uint64(sum(int(_BITS[name]) for name in set(faults)))
 
 
-def _copies(
-    usable: npt.NDArray[np.bool_],
-    digests: npt.NDArray[np.uint64],
-    is_val: npt.NDArray[np.bool_],
-    looks: Optional[npt.NDArray[np.uint64]],
-    options: Options,
+def fault_names(faults: np.uint64) -> list[str]:
+    """Return the sorted names of `bits`."""
+    return sorted(name for name, bit in _BITS.items() if faults & bit)
+
+
+def outcome_of(faults: np.uint64, policy: Policy) -> Outcome:
+    """Return what becomes of a file with these faults."""
+    return outcome(fault_names(faults), policy)
+
+
+def per_combination(
+    faults: npt.NDArray[np.uint64], function: Callable[[np.uint64], object], dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """Return the function of the faults of each of N rows; it is called once for each combination of faults."""
+    combinations, which = np.unique(faults, return_inverse=True)
+    return np.array([function(combination) for combination in combinations], dtype)[which.reshape(-1)]
+
+
+def encoded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Return the different values of a column, and for each row the place of its value among them."""
+    found = column.combine_chunks().dictionary_encode()
+    return found.dictionary.to_pylist(), found.indices.to_numpy()
+
+
+def is_val(rows: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return (N,) whether a row is of the split val."""
+    return pc.equal(rows["split"], "val").to_numpy()
+
+
+def _read(working: Path, parts: list[Part]) -> pa.Table:
+    """Return the rows of all parts: those of train, then those of val."""
+    tables = [read_part(working, part).select(COLUMNS) for part in parts]
+    rows = pa.concat_tables(tables).replace_schema_metadata()
+    return pa.concat_tables(
+        [rows.filter(pc.equal(rows["split"], split)) for split in ("train", "val")]
+    ).combine_chunks()
+
+
+def _kept(faults: npt.NDArray[np.uint64], policy: Policy) -> npt.NDArray[np.bool_]:
+    return per_combination(faults, lambda value: outcome_of(value, policy).kept, bool)
+
+
+def _find_copies(
+    rows: pa.Table, of_val: npt.NDArray[np.bool_], usable: npt.NDArray[np.bool_], options: ValidationOptions
 ) -> Copies:
-    """Copies among the usable rows."""
+    """Return the copies among the usable rows."""
     numbers = np.flatnonzero(usable)
-    seen = None if looks is None else looks[numbers]
-    found = find_copies(digests[numbers], is_val[numbers], seen, distance=options.near_duplicates or 0)
-    whole = []
-    for originals in found:
+    content = rows.select(["digest", "look"]).filter(pa.array(usable))
+    digests = np.frombuffer(b"".join(content["digest"].to_pylist()), np.uint64).reshape(-1, 4)
+    looks = None if options.near_duplicates is None else content["look"].to_numpy()
+    columns = []
+    for originals in find_copies(digests, of_val[numbers], looks, distance=options.near_duplicates or 0):
         column = np.full(len(usable), -1, np.int64)
         column[numbers] = np.where(originals >= 0, numbers[originals], -1)
-        whole.append(column)
-    return Copies(*whole)
+        columns.append(column)
+    return Copies(*columns)
 
 
-def _judge_classes(
-    plan: Plan, blocks: list[Block], copies: Copies, kept: npt.NDArray[np.bool_]
-) -> tuple[dict[str, list[str]], frozenset[str]]:
-    """The faults of classes, and which classes are left out for them."""
-    policy, expected = plan.options.policy, EXPECTED.get(plan.options.expect or "")
-    count: Counter[tuple[str, str]] = Counter()
-    names: set[str] = set()
-    for block in blocks:
-        name = block.part.folder.class_name
-        names.add(name)
-        count[block.split, name] += int(kept[block.start : block.start + block.rows].sum())
-    faults: dict[str, list[str]] = {}
+def _is_left_out(faults: list[str], policy: Policy) -> bool:
+    return any(policy[fault] == "exclude" for fault in faults)
+
+
+def _class_faults(
+    root: Path,
+    rows: pa.Table,
+    arrays: _Rows,
+    faults: npt.NDArray[np.uint64],
+    parts: list[Part],
+    options: ValidationOptions,
+) -> dict[str, list[str]]:
+    """Return the faults of each class that has some.
+
+    Raises:
+        InputError: the policy fails on one, or on the counts of the data set.
+    """
+    policy, expected = options.policy, EXPECTED.get(options.expect or "")
+    kept = _kept(faults, policy)
+    has_train = {part.folder.class_name for part in parts if part.folder.split == "train"}
+    count = {
+        split: dict(zip(arrays.names, np.bincount(arrays.of_class[kept & side], minlength=len(arrays.names)).tolist()))
+        for split, side in (("train", ~arrays.is_val), ("val", arrays.is_val))
+    }
     known = None if expected is None else set(expected.class_names())
-    for name in sorted(names - {NO_CLASS}):
-        train, val = count["train", name], count["val", name]
-        found = faults.setdefault(name, [])
-        if known is not None and name not in known:
-            found.append("unknown_synset")
-        has_train = any(block.split == "train" and block.part.folder.class_name == name for block in blocks)
-        if not has_train or not val:
-            found.append("one_split")
-        if has_train and not train:
-            found.append("empty_class")
-        elif 0 < train < FEW_IMAGES:
-            found.append("few_images")
-    left_out = frozenset(name for name, found in faults.items() if any(policy[fault] == "exclude" for fault in found))
-    for name, found in faults.items():
-        for fault in found:
-            if policy[fault] == "fail" and name not in left_out:
-                _refuse_class(plan, fault, name, blocks, copies)
+    found: dict[str, list[str]] = {}
+    for name in sorted({*arrays.names} - {NO_CLASS}):
+        train = count["train"][name]
+        shown = {
+            "unknown_synset": known is not None and name not in known,
+            "one_split": name not in has_train or not count["val"][name],
+            "empty_class": name in has_train and not train,
+            "few_images": 0 < train < FEW_IMAGES,
+        }
+        found[name] = [fault for fault, is_so in shown.items() if is_so]
+        for fault in found[name]:
+            if policy[fault] == "fail" and not _is_left_out(found[name], policy):
+                raise _refused_class(root, fault, name, rows, arrays, faults, options)
     if expected is not None and policy["wrong_count"] == "fail":
-        _compare_counts(plan, blocks, len(names - {NO_CLASS} - left_out))
-    return {name: found for name, found in faults.items() if found}, left_out
+        classes = sum(not _is_left_out(of_class, policy) for of_class in found.values())
+        _compare_counts(root, arrays, classes, options.expect or "")
+    return found
 
 
-def _refuse_class(plan: Plan, fault: str, name: str, blocks: list[Block], copies: Copies) -> None:
+def _refused_class(
+    root: Path,
+    fault: str,
+    name: str,
+    rows: pa.Table,
+    arrays: _Rows,
+    faults: npt.NDArray[np.uint64],
+    options: ValidationOptions,
+) -> InputError:
     if fault != "empty_class":
         expected = {
-            "unknown_synset": f"classes of {plan.options.expect}",
+            "unknown_synset": f"classes of {options.expect}",
             "one_split": "classes with images in train and val",
             "few_images": f"{FEW_IMAGES} usable training images or more of each class",
         }[fault]
         todo = f"correct the class, or say what to do with it: --policy {fault}=accept"
-        raise InputError(plan.root, expected=expected, found=f"class {name!r}", todo=todo)
-    causes, number = "none at all", 0
-    for block in blocks:
-        if (block.split, block.part.folder.class_name) == ("train", name) and block.rows:
-            if not number:
-                paths, faults = as_lists(rows_of(plan, block.part, "train", ["path", "faults"]), "path", "faults")
-                found = [fault for fault, rows in zip(COPY_FAULTS, copies) if rows[block.start] >= 0]
-                found += filter(None, faults[0].split(","))
-                causes = f"first {paths[0]}: {outcome(found, plan.options.policy).status}"
-            number += block.rows
-    raise InputError(
-        plan.root,
+        return InputError(root, expected=expected, found=f"class {name!r}", todo=todo)
+    numbers = np.flatnonzero(~arrays.is_val & (arrays.of_class == arrays.names.index(name)))
+    causes = "none at all"
+    if len(numbers):
+        first = int(numbers[0])
+        causes = f"first {rows['path'][first]}: {outcome_of(faults[first], options.policy).status}"
+    return InputError(
+        root,
         expected=f"a usable training image of class {name!r}",
-        found=f"{number} faulty files, {causes}",
+        found=f"{len(numbers)} faulty files, {causes}",
         todo="repair the files or remove the class, or leave it out: --policy empty_class=exclude",
     )
 
 
-def _compare_counts(plan: Plan, blocks: list[Block], classes: int) -> None:
-    """Files of the class folders are counted, whatever is wrong with them, but for what is no image at all."""
-    expected = EXPECTED[plan.options.expect or ""]
-    found = {
-        split: sum(int((block.sizes >= 0).sum()) for block in blocks if block.split == split)
-        for split in ("train", "val")
-    }
-    counts = {**found, "classes": classes}
+def _compare_counts(root: Path, arrays: _Rows, classes: int, name: str) -> None:
+    """Compare with the published counts. Faulty images count; files that are no images do not."""
+    expected, images = EXPECTED[name], arrays.sides >= 0
+    train, val = (int((images & side).sum()) for side in (~arrays.is_val, arrays.is_val))
+    counts = {"train": train, "val": val, "classes": classes}
     right = {"train": expected.train, "val": expected.val, "classes": expected.classes}
     if counts != right:
         raise InputError(
-            plan.root,
-            expected=f"{plan.options.expect}: " + ", ".join(f"{number:,} {name}" for name, number in right.items()),
-            found=", ".join(f"{number:,} {name}" for name, number in counts.items()),
-            todo="complete the data set, or go on with it: --policy wrong_count=accept",
+            root,
+            expected=f"{name}: " + ", ".join(f"{number:,} {what}" for what, number in right.items()),
+            found=", ".join(f"{number:,} {what}" for what, number in counts.items()),
+            todo="complete the data set, or accept the difference: --policy wrong_count=accept",
         )

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from datasets.batches.rand_augment import rand_augment
+from datasets.augmentation import rand_augment
 from mae.config.protocols import frozen_protocols, protocols
 from mae.masking import kept_patches
 

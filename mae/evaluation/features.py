@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from datasets.batches.batches import ordered_batches
+from datasets.batches import ordered_batches
 from mae.config.sections import ModelConfig
 from mae.evaluation.protocol import Features, Score, Subject
 from mae.model.forward import Encode, normalise_pixels

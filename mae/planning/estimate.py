@@ -12,7 +12,7 @@ from typing import NamedTuple, Optional
 from pydantic import BaseModel, ConfigDict
 
 from datasets.base.errors import InputError
-from datasets.batches.batches import steps_per_epoch
+from datasets.batches import steps_per_epoch
 from datasets.records import load_index
 from mae.config.sections import Config, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.masking import kept_patches

@@ -21,7 +21,7 @@ from mae.config.sections import Config
 from mae.launch.ranks import rank_main, run_ranks
 
 if TYPE_CHECKING:
-    from datasets.batches.batches import Batch
+    from datasets.batches import Batch
     from mae.training.task import Job
 
 WARM_UP = 6  # MindSpore's CPU kernels try numbers of threads in their first five steps
@@ -69,8 +69,8 @@ def core_rates(image_shape: tuple[int, int], crop_scale: float) -> CoreRates:
     import numpy as np
     from PIL import Image
 
-    from datasets.batches.augment import Augmentation, augmented, draws
-    from datasets.images.inspect import inspect
+    from datasets.augmentation import Augmentation, augmented, draws
+    from datasets.images import inspect
 
     noise = np.random.default_rng(0).integers(0, 256, (94, 125, 3), np.uint8)
     stored, out = io.BytesIO(), np.empty((*image_shape, 3), np.uint8)
@@ -125,7 +125,7 @@ def _batches(job: Job, rank: int) -> Iterator[Batch]:
     """Batches without end."""
     import numpy as np
 
-    from datasets.batches.batches import Batch
+    from datasets.batches import Batch
     from mae.training.engine import rank_batches
 
     if job.config.data.records is not None:

@@ -16,8 +16,7 @@ from PIL import Image
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
-from datasets.images.inspect import MAX_BYTES, to_rgb
-from datasets.images.view import decode
+from datasets.images import MAX_BYTES, decode, to_rgb
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 SECONDS = 30.0  # without an answer from an image's server

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn
 from PIL import Image
 
 from datasets.base.errors import InputError
-from datasets.images.view import centre_view
+from datasets.images import centre_view
 from mae.config.sections import ModelConfig
 from mae.masking import ids_from_noise
 from mae.model.forward import Classify, Reconstruct, normalise_pixels

@@ -5,9 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from datasets.manifest.faults import FAULTS
-from datasets.manifest.rows import MANIFEST, iterate_manifest
-from datasets.validation.validate import Validation
+from datasets.manifest import FAULTS, MANIFEST, iterate_manifest
+from datasets.validation import Validation
 
 
 def print_faults(result: Validation) -> None:

@@ -10,9 +10,8 @@ from typing import NamedTuple, Optional
 
 from PIL import Image, ImageFile
 
-from datasets.images.inspect import MAX_PIXELS, to_rgb
-from datasets.manifest.faults import FAULTS
-from datasets.manifest.rows import ManifestRow, iterate_manifest
+from datasets.images import MAX_PIXELS, to_rgb
+from datasets.manifest import FAULTS, ManifestRow, iterate_manifest
 
 EXAMPLES = 4  # of each fault
 SIDE = 160  # pixels at most

@@ -32,9 +32,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, atomic_write
-from datasets.manifest.rows import MANIFEST
-from mae.config.load import load_config
-from mae.config.sections import Config
+from datasets.manifest import MANIFEST
+from mae.config import Config, load_config
 from mae.health.verdict import FILE as VERDICT
 from mae.health.verdict import Verdict, verdict
 from mae.report.faulty_files import FaultExamples, fault_examples

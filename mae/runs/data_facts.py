@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from datasets.base.files import write_json
-from datasets.manifest.rows import MANIFEST, fault_counts, read_statuses
+from datasets.manifest import MANIFEST, fault_counts
 from mae.runs.run import Run
 
 FILE = "data.json"
@@ -34,7 +34,7 @@ def write_data_facts(run: Run) -> None:
         train=index.splits["train"].images,
         val=index.splits["val"].images,
         classes=index.classes,
-        faults=fault_counts(read_statuses(run.records / MANIFEST)),
+        faults=fault_counts(run.records / MANIFEST),
         records=str(run.records),
     )
     write_json(run.directory / FILE, facts.model_dump())

@@ -13,10 +13,9 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor
 
+from datasets.augmentation import Erasing, rand_augment
 from datasets.base.errors import InputError
-from datasets.batches.batches import Batch, steps_per_epoch, train_batches
-from datasets.batches.rand_augment import rand_augment
-from datasets.batches.random_erasing import Erasing
+from datasets.batches import Batch, steps_per_epoch, train_batches
 from mae.config.sections import (
     FinetuneConfig,
     LinearConfig,

@@ -24,7 +24,7 @@ from mae.runs.model_file import load_card, load_weights
 from mae.runs.run import CONFIG
 
 if TYPE_CHECKING:
-    from datasets.batches.batches import Batch
+    from datasets.batches import Batch
     from mae.training.task import Job, Place
 
 INPUTS = "inputs.safetensors"

@@ -10,8 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from datasets.batches.batches import Batch
-from datasets.batches.mixup import keep_map
+from datasets.augmentation import keep_map
+from datasets.batches import Batch
 from mae.config.sections import Config, FinetuneConfig, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.device.context import compute_dtype, seed_initialisers
 from mae.masking import ids_from_noise

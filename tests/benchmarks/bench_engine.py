@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from datasets.batches.batches import Batch
+from datasets.batches import Batch
 from mae.config.sections import Config
 from mae.data import prepare
 from mae.device.context import setup

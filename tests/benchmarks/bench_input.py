@@ -32,7 +32,7 @@ SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
 def ours(folder: Path) -> Iterator[Any]:
     """datasets.batches.batches.train_batches."""
-    from datasets.batches.batches import train_batches
+    from datasets.batches import train_batches
 
     return train_batches(
         folder / "records",
@@ -49,7 +49,7 @@ def ours_pillow_resize(folder: Path) -> Iterator[Any]:
     """The same with Pillow's own crop and resize."""
     from PIL import Image
 
-    import datasets.batches.augment
+    import datasets.augmentation.crop
 
     def resized_crop(pixels: np.ndarray, box: tuple[int, int, int, int], out: np.ndarray, *, flip: bool) -> None:
         height, width, _ = pixels.shape
@@ -58,7 +58,7 @@ def ours_pillow_resize(folder: Path) -> Iterator[Any]:
         array = np.asarray(image)[..., :3]
         out[:] = array[:, ::-1] if flip else array
 
-    datasets.batches.augment.resized_crop = resized_crop
+    datasets.augmentation.crop.resized_crop = resized_crop
     return ours(folder)
 
 

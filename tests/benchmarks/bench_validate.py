@@ -5,7 +5,7 @@
 Photos of ordinary ImageNet size (see `photos`), read from the page cache. Each round times, in turns of changing order:
 
     pillow     Image.open(file).load() of every photo, in chunks, in warm worker processes
-    examine    what `mae data validate` does of it: list, stat, read, digest, walk through the codes, write the part
+    examine    the units of `mae data validate`: list, stat, read, digest, strict decode, write the part
     validate   all of `datasets.validation.validate.validate` into a new directory, with plan, copies and manifest
 
 Prints images per second and core: median, smallest and largest of the rounds.
@@ -25,8 +25,7 @@ from pathlib import Path
 from PIL import Image
 
 from datasets.base.parallel import in_processes
-from datasets.validation.parts import examine
-from datasets.validation.validate import plan, validate
+from datasets.validation import ValidationPlan, ValidationUnit, validate
 from tests.benchmarks.photos import photos
 
 CLASSES = 10
@@ -51,7 +50,9 @@ def main() -> None:
         chunks = [files[start : start + 64] for start in range(0, len(files), 64)]
         ways: dict[str, Callable[[], object]] = {
             "pillow": lambda: list(in_processes(load_all, chunks, workers=wanted.processes)),
-            "examine": lambda: list(in_processes(examine, plan(root, out).units, workers=wanted.processes)),
+            "examine": lambda: list(
+                in_processes(ValidationUnit.examine, ValidationPlan.make(root, out).units, workers=wanted.processes)
+            ),
             "validate": lambda: validate(root, out, workers=wanted.processes),
         }
         mean = statistics.mean(os.path.getsize(path) for path in files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -11,8 +10,9 @@ import pytest
 from datasets.base.errors import InputError
 from datasets.layout import outside
 from datasets.validation import plan
+from datasets.validation.options import ValidationOptions
 from datasets.validation.parts import list_parts
-from datasets.validation.plan import Options, make_plan
+from datasets.validation.validate import ValidationPlan
 
 
 class Entry(NamedTuple):
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 def scan(root, *, val_share):
     """Every file as the units see it, sorted."""
-    found = make_plan(Path(os.path.abspath(root)), Path("out"), Options(val_share), name=None, full=False)
+    found = ValidationPlan.make(root, "out", options=ValidationOptions(val_share))
     return sorted(
         Entry(file.path, file.split, part.folder.class_name, file.size, file.mtime_ns)
         for part, files in list_parts(found.root, found.parts)
@@ -98,7 +98,7 @@ def test_a_large_folder_is_cut_and_nothing_else_changes(tmp_path, write_tree, mo
     whole = scan(root, val_share=0.2)
     monkeypatch.setattr(plan, "PART_FILES", 4)
     monkeypatch.setattr(plan, "UNIT_FILES", 8)
-    found = make_plan(root, tmp_path / "out", Options(0.2), name=None, full=False)
+    found = ValidationPlan.make(root, tmp_path / "out", options=ValidationOptions(0.2))
     assert ([part.files for part in found.parts], len(found.units)) == ([4, 4, 4, 4, 4, 4, 1], 4)
     assert scan(root, val_share=0.2) == whole
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datasets import imagenet
-from datasets.unpacking.unpack import unpack
+from datasets.unpacking import unpack_archives
 from tests.datasets.tars import images, pack, train_tar, train_tree, tree, val_names, written
 
 pytestmark = pytest.mark.privileged
@@ -77,7 +77,7 @@ def test_a_disk_that_others_fill(tmp_path, disk):
     """What is there before stays, also where the second archive is the one that does not fit."""
     place = disk("size=4m")
     train = written(tmp_path / imagenet.TRAIN_TAR, train_tar())
-    unpack([train], place, check_md5=False)
+    unpack_archives([train], place, check_md5=False)
     before = tree(place)
     val = written(tmp_path / imagenet.VAL_TAR, pack(dict.fromkeys(val_names(2000), b"x")))
     found = run(val, "--out", place, "--skip-md5")

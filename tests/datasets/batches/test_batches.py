@@ -10,12 +10,12 @@ import pytest
 from mindspore.mindrecord import FileReader
 from PIL import Image
 
+from datasets.augmentation.crop import Augmentation, crop_box, draws
+from datasets.augmentation.erasing import Erasing, erase
+from datasets.augmentation.operations import rand_augment, rand_augmented
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
-from datasets.batches.augment import Augmentation, crop_box, draws
-from datasets.batches.batches import epoch_order, ordered_batches, steps_per_epoch, train_batches
-from datasets.batches.rand_augment import rand_augment, rand_augmented
-from datasets.batches.random_erasing import Erasing, erase
+from datasets.batches import epoch_order, ordered_batches, steps_per_epoch, train_batches
 from datasets.images.view import centre_view, decode
 from datasets.records import INDEX, load_index
 from datasets.sharding import write_records

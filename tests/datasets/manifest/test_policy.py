@@ -13,7 +13,7 @@ from datasets.base.errors import InputError
 from datasets.images.inspect import stored_bytes
 from datasets.manifest.faults import DEFAULTS, FAULTS, conversions, outcome, parse_policy
 from datasets.manifest.rows import read_manifest
-from datasets.validation.plan import Options
+from datasets.validation.options import ValidationOptions
 from datasets.validation.validate import validate
 from tests.datasets.conftest import KINDS, encode, picture
 
@@ -67,7 +67,7 @@ def test_fault_and_action(tmp_path, write_tree, fault, action):
     name, content = FILES[fault]
     root = tree(tmp_path / "root", write_tree, {f"train/cat/{name}": content})
     others = [f"{other}=accept" for other in ("container", "grey", "palette") if "accept" in FAULTS[other].actions]
-    options = Options(policy=parse_policy([*others, f"{fault}={action}"]), near_duplicates=3)
+    options = ValidationOptions(policy=parse_policy([*others, f"{fault}={action}"]), near_duplicates=3)
     if action == "fail":
         with pytest.raises(InputError, match=f"1 {fault}; first train/cat/{name}: "):
             validate(root, tmp_path / "out", options=options)
@@ -103,7 +103,7 @@ def test_an_unreadable_file(tmp_path, write_tree, monkeypatch):
     assert rows["train/cat/x.jpg"].status == "unreadable"
     assert rows["train/cat/x.jpg"].reason == "Input/output error"
     with pytest.raises(InputError, match="1 unreadable; first train/cat/x"):
-        validate(root, tmp_path / "out", options=Options(policy=parse_policy(["unreadable=fail"])))
+        validate(root, tmp_path / "out", options=ValidationOptions(policy=parse_policy(["unreadable=fail"])))
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="nothing is unreadable to root")
@@ -151,7 +151,7 @@ CLASSES = {  # name: (more files, settings, what is found, classes that are left
 def test_classes(tmp_path, write_tree, case):
     more, settings, found, classes = CLASSES[case]
     root = tree(tmp_path / "root", write_tree, more)
-    options = Options(policy=parse_policy(settings))
+    options = ValidationOptions(policy=parse_policy(settings))
     if isinstance(found, str):
         with pytest.raises(InputError) as error:
             validate(root, tmp_path / "out", options=options)
@@ -170,20 +170,20 @@ def test_expected_data_set(tmp_path, write_tree):
     files = {f"{split}/{name}/{i}.jpg": "rgb.jpg" for split in ("train", "val") for name in known for i in range(2)}
     root = write_tree(tmp_path / "root", files)
     accept = parse_policy(["wrong_count=accept"])
-    assert validate(root, tmp_path / "out", options=Options(expect="imagenet-1k", policy=accept)).train == 4
+    assert validate(root, tmp_path / "out", options=ValidationOptions(expect="imagenet-1k", policy=accept)).train == 4
     with pytest.raises(InputError, match="1,281,167 train, 50,000 val, 1,000 classes, found 4 train, 4 val, 2 classes"):
-        validate(root, tmp_path / "out", options=Options(expect="imagenet-1k"))
+        validate(root, tmp_path / "out", options=ValidationOptions(expect="imagenet-1k"))
     write_tree(root, {"train/n99999999/0.jpg": "rgb.jpg"})
     with pytest.raises(InputError, match="classes of imagenet-1k, found class 'n99999999'"):
-        validate(root, tmp_path / "out", options=Options(expect="imagenet-1k", policy=accept))
+        validate(root, tmp_path / "out", options=ValidationOptions(expect="imagenet-1k", policy=accept))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (Options(expect="imagenet-2k"), "imagenet-1k, found imagenet-2k"),
-        (Options(near_duplicates=9), "0 to 8 bits, found 9"),
-        (Options(min_side=0), "at least 1 pixel"),
+        (ValidationOptions(expect="imagenet-2k"), "imagenet-1k, found imagenet-2k"),
+        (ValidationOptions(near_duplicates=9), "0 to 8 bits, found 9"),
+        (ValidationOptions(min_side=0), "at least 1 pixel"),
     ],
 )
 def test_options_out_of_range(tmp_path, small_tree, options, message):

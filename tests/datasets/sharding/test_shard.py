@@ -17,7 +17,7 @@ from datasets.manifest.faults import DEFAULTS, parse_policy
 from datasets.manifest.rows import read_manifest
 from datasets.records import load_index, sources
 from datasets.sharding import check_records, records_directory, write_records
-from datasets.validation.plan import Options
+from datasets.validation.options import ValidationOptions
 from datasets.validation.validate import validate
 
 
@@ -260,7 +260,7 @@ def test_what_is_converted_is_as_the_policy_says(tmp_path, write_tree):
     )
     stored = {}
     for name, settings in (("default", []), ("other", ["grey=convert", "cmyk=exclude"])):
-        found = validate(root, tmp_path / name, options=Options(policy=parse_policy(settings)))
+        found = validate(root, tmp_path / name, options=ValidationOptions(policy=parse_policy(settings)))
         records = write_records(found.directory, tmp_path / f"{name} records").directory
         check_records(records, root=root)
         rows = sources(records, "val", list(range(load_index(records).splits["val"].images)))

@@ -14,8 +14,8 @@ import pytest
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from datasets.manifest.rows import read_manifest
-from datasets.validation.plan import Options
-from datasets.validation.validate import load_validation, validate, validation_directory
+from datasets.validation.options import ValidationOptions
+from datasets.validation.validate import load_validation, validate
 
 COLUMNS = ["path", "split", "class_name", "label", "bytes", "width", "height", "mode", "format", "digest", "checksum"]
 COLUMNS += ["status", "reason", "faults", "kept"]
@@ -164,7 +164,7 @@ def test_missing_root(tmp_path):
     with pytest.raises(InputError, match="a folder of images"):
         validate(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(InputError, match="a folder of images"):
-        validation_directory(tmp_path, tmp_path / "nowhere")
+        ValidationOptions().directory(tmp_path, tmp_path / "nowhere")
 
 
 def test_second_run_reuses(tmp_path, small_tree):
@@ -214,9 +214,9 @@ def test_change_is_seen_and_nothing_else_is_examined(tmp_path, small_tree, caplo
     change, examined = CHANGES[case]
     root, out = small_tree(tmp_path / "root"), tmp_path / "out"
     validate(root, out)
-    before = validation_directory(tmp_path, root)
+    before = ValidationOptions().directory(tmp_path, root)
     change(root, out)
-    assert validation_directory(tmp_path, root) == before
+    assert ValidationOptions().directory(tmp_path, root) == before
     again = validate(root, out)
     assert (again.reused, again.examined) == (False, examined)
     assert "validating again" in caplog.text
@@ -244,13 +244,13 @@ def test_full_reads_every_file_again(tmp_path, small_tree):
 def test_options_are_part_of_the_name(tmp_path, small_tree):
     root = small_tree(tmp_path / "root")
     names = {
-        validation_directory(tmp_path, root).name,
-        validation_directory(tmp_path, root, options=Options(val_share=0.2)).name,
-        validation_directory(tmp_path, root, name="other").name,
+        ValidationOptions().directory(tmp_path, root).name,
+        ValidationOptions(val_share=0.2).directory(tmp_path, root).name,
+        ValidationOptions().directory(tmp_path, root, name="other").name,
     }
     assert len(names) == 3
     assert all(name.startswith(("root-", "other-")) for name in names)
-    assert validation_directory(tmp_path, root).parent == tmp_path / "datasets"
+    assert ValidationOptions().directory(tmp_path, root).parent == tmp_path / "datasets"
 
 
 def test_foreign_output_is_kept(tmp_path, small_tree):

@@ -1,4 +1,4 @@
-"""Validation that is killed, runs out of disk, or comes again: real processes, real files."""
+"""Validation that is killed, that runs out of disk, or that runs again after changes: real processes, real files."""
 
 from __future__ import annotations
 
@@ -10,72 +10,82 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from datasets.base.errors import InputError
-from datasets.validation.validate import validate
+from datasets.validation.validate import load_validation, validate
+from tests.commit_points import kill_at_commit_points
 from tests.datasets.conftest import encode, picture
 
-FILES, CLASSES = 2000, 20
+FILES, CLASSES = 1000, 20
+
+
+def write_images(root, files, classes, odd=b"text"):
+    """Different files in folders of train and val; every fiftieth is `odd`."""
+    photo = encode(picture(5, (200, 150)), "JPEG", quality=95)
+    for number in range(files):
+        folder = root / ("val" if number % 10 == 0 else "train") / f"class{number // 10 % classes:02d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        comment = b"\xff\xfe\0\x0a%08d" % number
+        data = odd + b"%08d" % number if number % 50 == 7 else photo[:2] + comment + photo[2:]
+        (folder / f"{number}.jpg").write_bytes(data)
+    return root
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """2,000 different files in 20 classes, every fiftieth of them odd or broken."""
-    root = tmp_path_factory.mktemp("many") / "images"
-    photo = encode(picture(5, (200, 150)), "JPEG", quality=95)
-    odd = encode(picture(6).convert("RGBA"), "PNG")
-    for number in range(FILES):
-        folder = root / ("val" if number % 10 == 0 else "train") / f"class{number // 10 % CLASSES:02d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        comment = b"\xff\xfe\0\x0a%08d" % number
-        data = odd + b"%08d" % number if number % 50 == 7 else photo[:2] + comment + photo[2:]
-        (folder / f"{number}.jpg").write_bytes(data[:-500] if number % 50 == 33 else data)
-    return root
+    return write_images(
+        tmp_path_factory.mktemp("many") / "images", FILES, CLASSES, encode(picture(6).convert("RGBA"), "PNG")
+    )
 
 
-def command(root, out):
-    return [sys.executable, "-m", "mae", "data", "validate", str(root), "--out", str(out)]
+def contents(directory):
+    """Every file of a validation but its parts, in which the inodes of the images are."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
-def test_killed_at_any_moment_it_goes_on(tmp_path, many):
-    """SIGKILL 20 times after random times, to the command and once in two also to its processes, then undisturbed."""
-    whole = tmp_path / "whole"
-    started = time.monotonic()
-    subprocess.run(command(many, whole), check=True, capture_output=True, timeout=120)
-    seconds, chance = time.monotonic() - started, random.Random(0)
-    out = tmp_path / "killed" / "out"
-    killed = 0
-    for turn in range(20):
-        process = subprocess.Popen(
-            command(many, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        try:
-            process.wait(chance.uniform(0, seconds))
-        except subprocess.TimeoutExpired:
-            killed += 1
-        os.killpg(process.pid, signal.SIGKILL) if turn % 2 and process.poll() is None else process.kill()
-        process.wait()
-        if turn % 5 == 4:  # else the later turns would only meet a finished validation
-            shutil.rmtree(out, ignore_errors=True)
-    assert killed >= 10
-    subprocess.run(command(many, out), check=True, capture_output=True, timeout=120)
-    assert (out / "manifest.parquet").read_bytes() == (whole / "manifest.parquet").read_bytes()
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
+def test_killed_at_any_point_it_continues(tmp_path):
+    """The files that were examined before the kill are not examined again."""
+    root, out, examined = write_images(tmp_path / "images", 20, 1), tmp_path / "place" / "out", []
+    validate(root, tmp_path / "whole", workers=1)
+
+    def reset():
+        shutil.rmtree(out.parent, ignore_errors=True)
+        out.parent.mkdir()
+
+    def check(_):
+        examined.append(validate(root, out, workers=1).examined)
+        assert contents(out) == contents(tmp_path / "whole")
+        assert os.listdir(out.parent) == ["out"]
+
+    assert kill_at_commit_points(partial(validate, root, out, workers=1), check, reset=reset) > 15
+    assert examined == sorted(examined, reverse=True)
+    assert set(examined) == {20, 2, 0}  # before a part was written, after train's, after val's
 
 
-def test_a_killed_run_is_not_repeated(tmp_path, many):
-    out = tmp_path / "out"
-    process = subprocess.Popen(command(many, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out.partial-*/parts/*.parquet")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert 0 < validate(many, out).examined < FILES
+def test_killed_at_any_point_an_update_loses_nothing(tmp_path):
+    root, out, first = write_images(tmp_path / "images", 20, 1), tmp_path / "place" / "out", tmp_path / "first"
+    validate(root, first, workers=1)
+    (root / "train/class00/new.jpg").write_bytes((root / "train/class00/1.jpg").read_bytes())
+    whole = validate(root, tmp_path / "whole", workers=1)
+
+    def reset():
+        shutil.rmtree(out.parent, ignore_errors=True)
+        shutil.copytree(first, out)
+
+    def check(_):
+        if out.exists():
+            load_validation(out)
+        again = validate(root, out, workers=1)
+        assert again.examined <= 1
+        assert again.manifest_digest == whole.manifest_digest
+        assert contents(out) == contents(tmp_path / "whole")
+        assert os.listdir(out.parent) == ["out"]
+
+    assert kill_at_commit_points(partial(validate, root, out, workers=1), check, reset=reset) > 15
 
 
 def test_100_changed_files_cost_100_examinations(tmp_path, many):
@@ -91,10 +101,11 @@ def test_100_changed_files_cost_100_examinations(tmp_path, many):
     assert validate(root, tmp_path / "undisturbed").manifest_digest == again.manifest_digest
 
 
-def test_a_process_that_is_killed_is_an_error_and_the_next_run_goes_on(tmp_path, many):
-    """By the kernel, for want of memory, say."""
+def test_a_killed_worker_is_an_error_and_the_next_run_continues(tmp_path, many):
+    """As the kernel kills it when memory runs out."""
     out = tmp_path / "out"
-    process = subprocess.Popen(command(many, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "mae", "data", "validate", str(many), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while not list(tmp_path.glob("out.partial-*/parts/*.parquet")) and process.poll() is None:
         time.sleep(0.01)

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from datasets.batches.batches import Batch
+from datasets.batches import Batch
 from mae.config.sections import ComputeConfig
 from mae.device.context import setup
 from mae.model.vit import VisionTransformer

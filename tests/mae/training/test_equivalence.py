@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from datasets.batches.batches import Batch
+from datasets.batches import Batch
 from mae.config.sections import Config
 from mae.device.context import setup
 from mae.runs.model_file import load_weights

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
-from datasets.batches.batches import epoch_order
+from datasets.batches import epoch_order
 from datasets.records import sources
 from mae.cli import app
 from mae.runs import checkpoint

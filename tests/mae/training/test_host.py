@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.records import load_index
-from mae.config.sections import load_config
+from mae.config.load import load_config
 from mae.device.context import setup
 from mae.training import engine
 from mae.training.metrics import Metrics

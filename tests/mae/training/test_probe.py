@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datasets.base.errors import InputError
-from datasets.batches.batches import ordered_batches
+from datasets.batches import ordered_batches
 from mae.config.load import load_config
 from mae.evaluation.evaluate import evaluate
 from mae.report.page import report

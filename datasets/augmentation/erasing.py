@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al. 2020) as timm has it in mode "pixel": one box of noise in some of the images."""
+"""Random erasing (Zhong et al. 2020) as timm's mode "pixel": one box of noise in some of the images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RATIO = (0.3, 1 / 0.3)  # of height to width
 
 
 class Erasing(NamedTuple):
-    """How often, and around which colour: mean and standard deviation of each channel between 0 and 1."""
+    """Probability, and the colour of the noise: mean and standard deviation of each channel, between 0 and 1."""
 
     probability: float
     mean: Sequence[float]
@@ -22,11 +22,11 @@ class Erasing(NamedTuple):
 
 
 def erase(pixels: np.ndarray, rng: np.random.Generator, how: Erasing) -> None:
-    """Fill a box of `pixels`, (H, W, 3) uint8, with noise, in place, as often as `how.probability` says.
+    """With probability `how.probability`, fill a box of `pixels`, (H, W, 3) uint8, with noise, in place.
 
-    timm fills the normalised image with standard normal numbers. Pixels are normalised in the model's graph here, so
-    that they are drawn as mean + std * normal, rounded to 8 bits, and cut off at black and white: with ImageNet's mean
-    and std that are 2.9 % of the red, 2.8 % of the green and 4.0 % of the blue numbers.
+    timm fills the normalised image with standard normal numbers. Here the model's graph normalises pixels, so the noise
+    is mean + std * normal, rounded to 8 bits and clipped to black and white. With ImageNet's mean and std this clips
+    2.9 % of the red, 2.8 % of the green and 4.0 % of the blue numbers.
     """
     if rng.random() >= how.probability:
         return
@@ -40,9 +40,9 @@ def erase(pixels: np.ndarray, rng: np.random.Generator, how: Erasing) -> None:
 
 
 def box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
-    """Top, left, height and width of a box smaller than the image; none where ten drawn ones are not.
+    """Return top, left, height and width of a random box; None if ten drawn boxes are not smaller than the image.
 
-    Its area is uniform and the logarithm of its ratio too.
+    The area and the logarithm of the ratio are uniform.
     """
     low, high = (math.log(ratio) for ratio in RATIO)
     for _ in range(TRIES):

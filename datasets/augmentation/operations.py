@@ -1,7 +1,7 @@
-"""RandAugment (Cubuk et al. 2020) as timm has it: two operations, drawn of 15, on an image of 8 bits.
+"""RandAugment (Cubuk et al. 2020) as in timm: two operations, drawn from 15, on an 8-bit image.
 
-Formulas are those of timm's "increasing" operations, whose effect grows with the level; the pixels come from Pillow, as
-there. Affine operations interpolate by bicubic, which the published fine-tuning asks timm for.
+The formulas are those of timm's "increasing" operations, whose effect grows with the level. Pillow computes the pixels,
+as in timm. Affine operations interpolate with the bicubic filter, as the published fine-tuning does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 LAYERS = 2
 APPLIED = 0.5  # probability of each layer
-LEVELS = 10  # levels are drawn around the magnitude and cut off at 0 and here
+LEVELS = 10  # levels are drawn around the magnitude and clipped to 0 and this
 FORM = "rand-mM-mstdS-inc1 with a whole number M of 0 to 10 and a number S of 0 to 100"
 
 Fill = tuple[int, int, int]
@@ -26,13 +26,13 @@ class RandAugment(NamedTuple):
 
     magnitude: int  # of LEVELS
     noise: float  # standard deviation of an operation's level around the magnitude
-    fill: Fill  # of what an operation moves into the image, RGB
+    fill: Fill  # RGB colour of pixels that an operation moves into the image
 
 
 def rand_augment(spec: str, *, mean: Sequence[float]) -> RandAugment:
-    """What timm's text `rand-mM-mstdS-inc1` says; the fill is `mean`, RGB between 0 and 1.
+    """Parse timm's text `rand-mM-mstdS-inc1`; the fill is `mean`, RGB between 0 and 1.
 
-    Other parts of timm's language (numbers of layers, weights, mmax, inc0) are not understood.
+    Other parts of timm's syntax (number of layers, weights, mmax, inc0) are not supported.
 
     Raises:
         ValueError: the text has another form, or a number is out of range.
@@ -45,9 +45,9 @@ def rand_augment(spec: str, *, mean: Sequence[float]) -> RandAugment:
 
 
 def rand_augmented(pixels: np.ndarray, rng: np.random.Generator, how: RandAugment) -> None:
-    """Apply operations that `rng` draws to `pixels`, (H, W, 3) uint8, in place.
+    """Apply random operations to `pixels`, (H, W, 3) uint8, in place.
 
-    Each of the two layers takes any operation by equal chance, the same one twice too, and is left out one time in two.
+    Each of the two layers draws one of all operations with equal probability, and is skipped with probability 0.5.
     """
     image = None
     for _ in range(LAYERS):
@@ -61,11 +61,14 @@ def rand_augmented(pixels: np.ndarray, rng: np.random.Generator, how: RandAugmen
 
 
 def operated(image: Image.Image, name: str, *, level: float, negated: bool, fill: Fill) -> Image.Image:
-    """An RGB image after one operation, of timm's name.
+    """Return an RGB image after one operation.
 
     Args:
-        level: how much; cut off at 0 and LEVELS.
-        negated: whether it goes the other way (left instead of right, darker instead of brighter), where it has two.
+        image: RGB.
+        name: of the operation, as in timm.
+        level: strength; clipped to 0 and LEVELS.
+        negated: the other direction (left, not right; darker, not brighter), if the operation has two.
+        fill: RGB colour of pixels that move into the image.
     """
     share = max(0.0, min(level, LEVELS)) / LEVELS
     signed = -share if negated else share
@@ -84,7 +87,7 @@ def operated(image: Image.Image, name: str, *, level: float, negated: bool, fill
 
 
 def _posterized(image: Image.Image, share: float) -> Image.Image:
-    """Black at 0 bits, as Pillow's own was before 13.0, which refuses them."""
+    """Return black for 0 bits, as Pillow did before 13.0, which raises an error."""
     bits = 4 - int(share * 4)
     return ImageOps.posterize(image, bits) if bits else Image.new("RGB", image.size)
 

@@ -1,21 +1,21 @@
-"""Mixup and cutmix of a batch with its reverse, as one map of which pixels stay (timm's batch mode)."""
+"""Mixup and cutmix of a batch with its reverse, as one map of how much of each pixel stays (timm's batch mode)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-SWITCH = 0.5  # share of cutmix where both are on
+SWITCH = 0.5  # probability of cutmix if both are on
 
 
 def keep_map(rng: np.random.Generator, shape: tuple[int, int], *, mixup: float, cutmix: float) -> np.ndarray:
-    """Share of each pixel that an image keeps, (H, W) float32; the rest comes from the image that it is mixed with.
+    """Return the share of each pixel that an image keeps, (H, W) float32; the rest comes from the other image.
 
     Mixup (Zhang et al. 2018) keeps the same share everywhere, drawn from Beta(mixup, mixup). Cutmix (Yun et al. 2019)
-    keeps all but a box whose area is about 1 minus a share from Beta(cutmix, cutmix), its centre anywhere, cut off at
-    the border. The map's mean is the share of the image's own label.
+    keeps all but a box. Its area is about 1 minus a share from Beta(cutmix, cutmix). Its centre is anywhere in the
+    image, and the border cuts it off. The map's mean is the share of the image's own label.
 
     Args:
-        rng: where the draws come from.
+        rng: source of the random numbers.
         shape: height and width of the images.
         mixup, cutmix: 0 turns one off; one of them is on.
     """

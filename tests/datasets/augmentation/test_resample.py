@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.batches.resample import resized_crop
+from datasets.augmentation.resample import resized_crop
 
 
 def noise(width, height):

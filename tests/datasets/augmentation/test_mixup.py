@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from datasets.batches.mixup import keep_map
+from datasets.augmentation.mixup import keep_map
 from mae.config.sections import ModelConfig
 from mae.device.context import setup
 from mae.model.forward import normalise_pixels

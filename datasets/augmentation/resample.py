@@ -1,11 +1,11 @@
 """Pillow's bicubic resize of 8-bit RGB, bit for bit, in a third of its time.
 
-Pillow's C code resamples channel after channel of pixel after pixel. Here the same integer sums are laid out so that
-the compiler adds many pixels at once: rows are transposed in blocks, so that both passes run along contiguous memory.
-Numba compiles them at first use (2 s, cached beside this file or in its user cache) and releases the interpreter lock.
+Pillow's C code computes one channel of one pixel at a time. Here the same integer sums are ordered so that the compiler
+adds many pixels at once: rows are transposed in blocks, and both passes run along contiguous memory. Numba compiles
+them at first use (2 s, cached in this file's folder or in the user's cache) and releases the interpreter lock.
 
-The horizontal pass comes first, always, as in the Pillow releases that the published results were made with. Pillow 13
-turns the passes round where a picture shrinks more in height than in width, which rounds other pixels.
+The horizontal pass is always first, as in the Pillow releases of the published results. Pillow 13 swaps the passes if
+an image shrinks more in height than in width, which rounds some pixels differently.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ _compiled = njit(nogil=True, cache=True)
 
 
 def resized_crop(pixels: np.ndarray, box: tuple[int, int, int, int], out: np.ndarray, *, flip: bool) -> None:
-    """What Pillow's `crop(box).resize(size, BICUBIC)` gives, mirrored left to right if `flip`.
+    """Write the result of Pillow's `crop(box).resize(size, BICUBIC)` to `out`, mirrored left to right if `flip`.
 
     Args:
         pixels: (H, W, 4) uint8, contiguous; the fourth channel is ignored.
         box: left, top, right, bottom, within the image.
-        out: (h, w, 3) uint8, contiguous; is overwritten.
+        out: (h, w, 3) uint8, contiguous; receives the result.
+        flip: mirror it.
     """
     left, top, right, bottom = box
     words = pixels.view(np.uint32)[:, :, 0]
@@ -44,7 +45,7 @@ def _resample(words, left, top, width, height, out, flip):  # type: ignore[no-un
 
 @_compiled
 def _weights(size, wanted, mirrored):  # type: ignore[no-untyped-def]
-    """For each output pixel: its first input pixel, their number, and their integer weights (precompute_coeffs)."""
+    """Return first input pixel, number of input pixels and integer weights of each output pixel (precompute_coeffs)."""
     scale = size / wanted
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
@@ -69,7 +70,7 @@ def _weights(size, wanted, mirrored):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _bicubic(x):  # type: ignore[no-untyped-def]
-    """The cubic convolution kernel with a = -0.5."""
+    """Return the cubic convolution kernel with a = -0.5 at x."""
     x = abs(x)
     if x < 1.0:
         return (1.5 * x - 2.5) * x * x + 1.0
@@ -80,7 +81,7 @@ def _bicubic(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _horizontal(words, left, top, firsts, counts, weights, width, out):  # type: ignore[no-untyped-def]
-    """Pixels as 32-bit words (H, W) -> out (height, w) words."""
+    """Resample rows of pixels, (H, W) 32-bit words, to `out`, (height, w) words."""
     height, wanted = out.shape
     block = np.empty((width, ROWS), np.uint32)
     result = np.empty((wanted, ROWS), np.uint32)
@@ -109,7 +110,7 @@ def _horizontal(words, left, top, firsts, counts, weights, width, out):  # type:
 
 @_compiled
 def _vertical(pixels, firsts, counts, weights, out):  # type: ignore[no-untyped-def]
-    """Pixels (height, w * 4) uint8 -> out (h, w, 3) uint8."""
+    """Resample columns of pixels, (height, w * 4) uint8, to `out`, (h, w, 3) uint8."""
     sums = np.empty(pixels.shape[1], np.int32)
     for y in range(out.shape[0]):
         for i in range(sums.size):

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from scipy.stats import binomtest, chisquare, ks_2samp, norm
 
-from datasets.batches import rand_augment as module
-from datasets.batches.rand_augment import NAMES, operated, rand_augment, rand_augmented
-from datasets.batches.random_erasing import Erasing, box, erase
+from datasets.augmentation import operations as module
+from datasets.augmentation.erasing import Erasing, box, erase
+from datasets.augmentation.operations import NAMES, operated, rand_augment, rand_augmented
 
 TABLE = Path(__file__).with_name("timm_operations.tsv")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,7 +1,7 @@
-"""Random resized crop and horizontal flip, as functions of numbers that were drawn beforehand.
+"""Random resized crop and horizontal flip, as functions of random numbers that were drawn before.
 
-What is drawn for a sample depends on the seed, the epoch and the sample's place in the epoch's order, and on nothing
-else: not on ranks, workers or batches, nor on where a run was resumed.
+The numbers of a sample depend only on the seed, the epoch and the sample's place in the epoch's order. They do not
+depend on ranks, workers or batches, or on the step at which a run was resumed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from datasets.batches.resample import resized_crop
+from datasets.augmentation.resample import resized_crop
 from datasets.images.view import decode
 
 TRIES = 10
@@ -25,8 +25,8 @@ class Augmentation(NamedTuple):
     """How training images are cropped.
 
     `smallest_area` is the least share of the image's area that a crop keeps: 0.2 in pre-training (He et al. 2022, A.1),
-    0.08 in linear probing and fine-tuning. `clipped` cuts the first box down to the image where it does not fit, as
-    upstream's linear probe does after BYOL; torchvision, and with it the other recipes, draws anew, ten times at most.
+    0.08 in linear probing and fine-tuning. If a drawn box does not fit into the image, torchvision draws again, at most
+    ten times. With `clipped` the first box is cut to the image instead, as in upstream's linear probe, after BYOL.
     """
 
     smallest_area: float
@@ -34,17 +34,17 @@ class Augmentation(NamedTuple):
 
 
 def draws(start: int, stop: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Uniform numbers (stop - start, DRAWS) float64 in [0, 1) for these places of the epoch's order."""
+    """Return uniform numbers, (stop - start, DRAWS) float64 in [0, 1), for these places of the epoch's order."""
     first, last = start // _BLOCK, -(-stop // _BLOCK)
     blocks = [np.random.default_rng([seed, epoch, 1, n]).random((_BLOCK, DRAWS)) for n in range(first, last)]
     return np.concatenate([np.empty((0, DRAWS)), *blocks])[start - first * _BLOCK :][: stop - start]
 
 
 def crop_box(width: int, height: int, drawn: np.ndarray, how: Augmentation) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a crop: torchvision's RandomResizedCrop.get_params on numbers `drawn` (DRAWS,).
+    """Return left, top, right and bottom of a crop in pixels, from `drawn`, (DRAWS,) float64 in [0, 1).
 
-    Its area is uniform and the logarithm of its ratio too. Where none of ten boxes fits into the image, the largest
-    centre box within the limits of the ratio is taken.
+    The same as torchvision's RandomResizedCrop.get_params: area and logarithm of the ratio are uniform. If none of ten
+    boxes fits into the image, the crop is the largest box at the centre within the limits of the ratio.
     """
     *shapes, across, down, _ = drawn.tolist()
     low, high = (math.log(ratio) for ratio in RATIO)
@@ -63,15 +63,16 @@ def crop_box(width: int, height: int, drawn: np.ndarray, how: Augmentation) -> t
 
 
 def augmented(content: np.ndarray, drawn: np.ndarray, how: Augmentation, out: np.ndarray, *, where: object) -> None:
-    """Decode, crop, resize by Pillow's bicubic, and mirror one time in two.
+    """Decode and crop an image, resize it with Pillow's bicubic filter, and mirror it with probability 0.5.
 
     Args:
         content: the bytes of an image file, uint8.
         drawn: (DRAWS,) float64 in [0, 1).
-        out: (H, W, 3) uint8, contiguous; is overwritten.
+        out: (H, W, 3) uint8, contiguous; receives the result.
+        where: name of the image, for errors.
 
     Raises:
-        InputError: `where` holds no image.
+        InputError: the content is no image.
     """
     pixels = rgbx(content, where=where)
     box = crop_box(pixels.shape[1], pixels.shape[0], drawn, how)
@@ -79,10 +80,10 @@ def augmented(content: np.ndarray, drawn: np.ndarray, how: Augmentation, out: np
 
 
 def rgbx(content: np.ndarray, *, where: object) -> np.ndarray:
-    """The pixels (H, W, 4) uint8 that `datasets.images.view.decode` gives, red, green, blue and one channel of filling.
+    """Return the pixels of `datasets.images.view.decode`, (H, W, 4) uint8: red, green, blue and an unused channel.
 
-    libjpeg-turbo is called directly where it reads the file without a warning: it then gives Pillow's pixels, which
-    calls it too, but keeps the interpreter lock for a shorter time.
+    If libjpeg-turbo reads the file without a warning, it is called directly. The pixels are the same, because Pillow
+    calls it too, but the interpreter lock is held for a shorter time.
     """
     try:
         return simplejpeg.decode_jpeg(content, colorspace="RGBX")

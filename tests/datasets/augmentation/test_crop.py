@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy.stats import ks_2samp
 
+from datasets.augmentation.crop import DRAWS, Augmentation, augmented, crop_box, draws, rgbx
 from datasets.base.errors import InputError
-from datasets.batches.augment import DRAWS, Augmentation, augmented, crop_box, draws, rgbx
 from datasets.images.view import decode
 
 
