@@ -77,8 +77,6 @@ class View:
     def __init__(self, run: Run, found: Contents) -> None:
         self.run, self.found, self.config, self.recipe = run, found, run.config, run.config.recipe
         self.digest = value_digest({file.name: file.digest for file in found.files})
-        self.files = [file for file in found.files if file.use != "picture"]
-        self.picture_files = [file for file in found.files if file.use == "picture"]
         views = [_protocol(*item) for item in found.evaluations.items()]
         self.protocols = sorted(views, key=lambda view: view.name)
         self.not_run = ", ".join(name for name in protocol_names() if name not in {view.name for view in views})
@@ -103,11 +101,9 @@ class View:
         self.task, self.is_pretraining = TASKS[config.task], config.task == "pretrain"
         self.image_size = " x ".join(map(str, config.model.image_shape))
         self.ranks = f"{config.device.ranks} rank{'s' if config.device.ranks > 1 else ''} per server"
-        has_verdict = any(file.name == VERDICT for file in self.files)
-        self.verdict_source = VERDICT if has_verdict else METRICS
-        self.findings = (
-            [(said(found), found.key) for found in self.found.verdict.findings] if self.found.verdict else []
-        )
+        judged = self.found.verdict
+        self.verdict_source = VERDICT if self.found.has(VERDICT) else METRICS
+        self.findings = [(said(finding), finding.key) for finding in judged.findings] if judged else []
         self.duration = str(timedelta(seconds=round(self.found.seconds)))
         self.is_unfinished = bool(readings) and readings[-1].epoch < self.recipe.epochs
         self.rates = [reading.samples_per_second for reading in readings if reading.samples_per_second]
@@ -118,12 +114,9 @@ class View:
 
     def _add_pictures(self) -> None:
         pictures = self.found.pictures
-        self.pictures = [
-            (picture, f"data:image/png;base64,{base64.b64encode(picture.png).decode()}") for picture in pictures
-        ]
+        self.pictures = [(picture, base64.b64encode(picture.png).decode()) for picture in pictures]
         self.enlarges = max(self.config.model.image_shape) < SMALL
-        has_table = any(file.name == PREDICTIONS for file in self.files)
-        self.no_pictures = f"{PREDICTIONS} has none" if has_table else f"no {PREDICTIONS}"
+        self.no_pictures = f"{PREDICTIONS} has none" if self.found.has(PREDICTIONS) else f"no {PREDICTIONS}"
         self.shows_all = self.found.predicted == len(pictures)
         leaks = {picture.true_patch_statistics for picture in pictures}
         self.leaks, self.all_leak = True in leaks, leaks == {True}
@@ -164,8 +157,9 @@ def _protocol(source: str, result: EvaluationFile) -> ProtocolView:
         cells += [_percent(score.top5) if score.top5 is not None else "not measured"] * top5
         cells += [f"{score.images:,}"]
         cells += [f"{score.features:,}" if score.features is not None else ""] * features
-        label = {**OURS, **BASELINES}[encoder].capitalize() if encoder in {**OURS, **BASELINES} else encoder
-        rows.append(ScoreRow(label, encoder in OURS, cells, value, max(value - error, 0), min(value + error, 100)))
+        label = {**OURS, **BASELINES}.get(encoder)
+        bar = (round(length, 3) for length in (value, max(value - error, 0), min(value + error, 100)))
+        rows.append(ScoreRow(label.capitalize() if label else encoder, encoder in OURS, cells, *bar))
     compares = hasattr(module, "predict")  # protocols on frozen features compare the encoder with the baselines
     inputs = {**result.settings, "checkpoint": result.checkpoint[:12], "records": result.records[:12]}
     return ProtocolView(

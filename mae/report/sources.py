@@ -79,19 +79,23 @@ class Contents:
         self.evaluations = {name: self._evaluation(name) for name in names}
         self.pictures: list[Picture] = []
         self.predicted: Optional[int] = None
-        if (self.directory / PREDICTIONS).is_file():
+        if self.has(PREDICTIONS):
             self._read_pictures()
 
+    def has(self, name: str) -> bool:
+        """Return whether the run has this file."""
+        return (self.directory / name).is_file()
+
     def _read(self, name: str, use: str, *, todo: str = "name a directory below runs/ of a workspace") -> bytes:
-        path = self.directory / name
-        if not path.is_file():
-            raise InputError(path, expected="a file of the run", found="no such file", todo=todo)
-        content = path.read_bytes()
+        if not self.has(name):
+            where = self.directory / name
+            raise InputError(where, expected="a file of the run", found="no such file", todo=todo)
+        content = (self.directory / name).read_bytes()
         self.files.append(SourceFile(name, use, hashlib.sha256(content).hexdigest()))
         return content
 
     def _optional(self, name: str, use: str, model: type[T]) -> Optional[T]:
-        return self._check(name, self._read(name, use), model) if (self.directory / name).is_file() else None
+        return self._check(name, self._read(name, use), model) if self.has(name) else None
 
     def _check(self, where: str, text: bytes, model: type[T]) -> T:
         try:

@@ -15,11 +15,12 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jinja2 import Environment, nodes
 
 from datasets.base.digests import file_digest, value_digest
 from datasets.base.errors import InputError
 from mae.health import Finding, Verdict
-from mae.report import report
+from mae.report import page, report
 from mae.report.page import MOST_POINTS
 from mae.report.sources import MOST_PICTURES
 from mae.runs import Run
@@ -313,7 +314,8 @@ def measure(subject, settings):
     write(bare, "evaluations/shoes.json", evaluation("shoes", {"pretrained": 0.125}))
     environment = {**os.environ, "MAE_PROTOCOLS": str(tmp_path / "protocols")}
     command = [sys.executable, "-m", "mae", "report", bare.name]
-    done = subprocess.run(command, cwd=bare.parent, env={**environment, "PYTHONPATH": os.getcwd()}, capture_output=True)
+    environment["PYTHONPATH"] = os.getcwd()
+    done = subprocess.run(command, cwd=bare.parent, env=environment, stdout=subprocess.PIPE, check=True)
     page = PageReader(Path(json.loads(done.stdout)["path"]))
     assert "shoes, top-1 12.5 %" in page.text
     assert "shoes Share of the shoes that are found. Accuracy on the validation images" in page.text
@@ -464,6 +466,22 @@ def test_accessible(shown: tuple[Path, PageReader]) -> None:
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     assert {section["aria-labelledby"] for section in page.all("section")} <= set(ids)
+
+
+def test_the_template_only_lays_out() -> None:
+    source = Path(page.__file__).with_name("page.html.j2").read_text()
+    logic = (
+        nodes.Compare,
+        nodes.Add,
+        nodes.Sub,
+        nodes.Mul,
+        nodes.Div,
+        nodes.FloorDiv,
+        nodes.Mod,
+        nodes.Pow,
+        nodes.Dict,
+    )
+    assert not list(Environment().parse(source).find_all(logic))
 
 
 def test_same_inputs_same_bytes_and_reuse(full: Path) -> None:
