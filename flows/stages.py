@@ -35,8 +35,8 @@ from datasets.validation import Validation
 from flows.runners import results
 from mae.cluster import RankTableFile
 from mae.config.sections import Config, DataConfig, DeviceConfig
-from mae.report.page import Report
-from mae.runs.run import Training
+from mae.report import ReportPage
+from mae.train import Training
 from tasks.evaluate import Evaluations
 from tasks.stage import seconds_of_work, show_library_logs
 
@@ -144,7 +144,7 @@ def evaluate(config: Config, checkpoint: Path, records: Path, workspace: Path, r
 
 
 @stage("report")
-def report(config: Config, training: Training, validation: Validation) -> Report:
+def report(config: Config, training: Training, validation: Validation) -> ReportPage:
     """Reconstruct some validation images and write the page."""
     images = tasks.predict.validation_images(validation)
     tasks.predict.predict(training.checkpoint, images, training.run_dir, config.device.target)

@@ -71,7 +71,7 @@ def validate(
     from datasets.manifest import parse_policy
     from datasets.validation import ValidationOptions
     from datasets.validation import validate as run
-    from mae.report.fault_table import print_faults
+    from mae.report import print_faults
 
     options = ValidationOptions(val_share, parse_policy(policy or []), expect, near_duplicates, min_side)
     result = run(root, out, options=options, full=full)
@@ -275,10 +275,11 @@ def plan(
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
-    """Write report/index.html from what the run holds."""
-    from mae.report.page import report as write
+    """Write report/index.html, a page that shows the files of a run."""
+    from mae.report import report as write
+    from mae.runs import Run
 
-    _show(write(run))
+    _show(write(Run.open(run.resolve())))
 
 
 def main() -> None:

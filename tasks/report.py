@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae.report.page import Report
-from mae.report.page import report as write_report
+from mae.report import ReportPage
+from mae.report import report as write_report
+from mae.runs import Run
 from tasks.stage import markdown, stage_task, unchanged
 
 
 @stage_task("write the report", timeout_hours=1)
-def report(run_dir: Path) -> Report:
+def report(run_dir: Path) -> ReportPage:
     """Write the report of a run from the files of its run directory."""
-    result = write_report(run_dir)
+    result = write_report(Run.open(run_dir))
     markdown("report", f"`{result.path}`")
     return result
 
 
-def intact(result: Report) -> bool:
+def intact(result: ReportPage) -> bool:
     """Return whether the page exists and is unchanged."""
     return unchanged(result.path, result.digest)

@@ -1,16 +1,17 @@
-"""What a validation found, as a table on the console."""
+"""Prints the faults that a validation found as a table."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
 
-from datasets.manifest import FAULTS, MANIFEST, iterate_manifest
+from datasets.manifest import FAULTS, MANIFEST
 from datasets.validation import Validation
+from mae.report.faulty_files import first_rows
 
 
 def print_faults(result: Validation) -> None:
-    """Print every fault that was found, what became of its files, and the first of them, to stderr."""
+    """Print to stderr each fault, the number of its files, what is done with them, and the path of the first."""
     console = Console(stderr=True)
     if result.found:
         table = Table(title=f"{result.root}: {result.train:,} + {result.val:,} images kept", title_justify="left")
@@ -18,22 +19,10 @@ def print_faults(result: Validation) -> None:
         table.add_column("files", justify="right")
         table.add_column("action")
         table.add_column("first", overflow="fold")
-        first = _first_files(result)
-        for name, fault in FAULTS.items():
-            if name in result.found:
-                count, action = f"{result.found[name]:,}", result.policy[name]
-                table.add_row(f"[bold]{name}[/]: {fault.meaning}", count, action, first.get(name, ""))
+        found = [name for name in FAULTS if name in result.found]
+        for name, rows in first_rows(result.directory / MANIFEST, found, 1).items():
+            count, first = f"{result.found[name]:,}", rows[0].path if rows else ""
+            table.add_row(f"[bold]{name}[/]: {FAULTS[name].meaning}", count, result.policy[name], first)
         console.print(table)
     for warning, files in result.warnings.items():
         console.print(f"{files:,} files: warning of the decoder: {warning}", markup=False)
-
-
-def _first_files(result: Validation) -> dict[str, str]:
-    """The first path of each fault; reads no further than to the last of them."""
-    first: dict[str, str] = {}
-    for row in iterate_manifest(result.directory / MANIFEST):
-        for fault in filter(None, row.faults.split(",")):
-            first.setdefault(fault, row.path)
-        if len(first) == len(result.found):
-            break
-    return first

@@ -1,10 +1,11 @@
-"""A few of the files that validation found fault with, as thumbnails for the report."""
+"""Some of the files in which validation found faults, with thumbnails for the report."""
 
 from __future__ import annotations
 
 import base64
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -15,11 +16,11 @@ from datasets.manifest import FAULTS, ManifestRow, iterate_manifest
 
 EXAMPLES = 4  # of each fault
 SIDE = 160  # pixels at most
-MOST_BYTES = 20_000_000  # a larger file is named, not opened
+MOST_BYTES = 20_000_000  # larger files are not opened
 
 
 class FaultyFile(NamedTuple):
-    """One file; `uri` is its thumbnail as far as it decodes, none where nothing of it does or its source is gone."""
+    """A file. `uri` is a thumbnail of what can be decoded; none if nothing can, or if the file is gone."""
 
     path: str
     status: str
@@ -27,51 +28,46 @@ class FaultyFile(NamedTuple):
     uri: Optional[str]
 
 
-class FaultExamples(NamedTuple):
-    """Some files with a fault; `meaning` completes "a file that ..."."""
-
-    fault: str
-    meaning: str
-    files: list[FaultyFile]
+def faulty_files(manifest: Path, root: Path) -> dict[str, list[FaultyFile]]:
+    """Return the first files below `root` of each fault in a manifest, the most serious fault first."""
+    found = first_rows(manifest, FAULTS, EXAMPLES)
+    return {name: [_faulty_file(root, row) for row in rows] for name, rows in found.items() if rows}
 
 
-def fault_examples(manifest: Path, root: Path) -> list[FaultExamples]:
-    """The first files of each fault in a manifest, in the order of the faults' weight; never raises for a bad image."""
-    chosen: dict[str, list[ManifestRow]] = {}
+def first_rows(manifest: Path, faults: Iterable[str], most: int) -> dict[str, list[ManifestRow]]:
+    """Return the first `most` rows of each of these faults. The manifest is read until there are enough."""
+    found: dict[str, list[ManifestRow]] = {name: [] for name in faults}
+    wanted = set(found)
     for row in iterate_manifest(manifest):
-        for fault in filter(None, row.faults.split(",")):
-            rows = chosen.setdefault(fault, [])
-            if len(rows) < EXAMPLES:
-                rows.append(row)
-    return [
-        FaultExamples(fault, known.meaning, [_example(root, row) for row in chosen[fault]])
-        for fault, known in FAULTS.items()
-        if fault in chosen
-    ]
+        for name in wanted.intersection(row.faults.split(",")):
+            found[name].append(row)
+            if len(found[name]) == most:
+                wanted.remove(name)
+        if not wanted:
+            break
+    return found
 
 
-def _example(root: Path, row: ManifestRow) -> FaultyFile:
+def _faulty_file(root: Path, row: ManifestRow) -> FaultyFile:
     small_enough = row.bytes <= MOST_BYTES and 0 < (row.width or 0) * (row.height or 0) <= MAX_PIXELS
     return FaultyFile(row.path, row.status, row.reason, _thumbnail(root / row.path) if small_enough else None)
 
 
 def _thumbnail(path: Path) -> Optional[str]:
-    """A JPEG as a data URI; of a truncated image what there is of it."""
+    """Return a JPEG as a data URI; of a truncated image, the part that can be decoded."""
+    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
             image = Image.open(file)
             image.draft("RGB", (SIDE, SIDE))
-            decode = ImageFile.LOAD_TRUNCATED_IMAGES
-            ImageFile.LOAD_TRUNCATED_IMAGES = True
-            try:
-                image.load()
-            finally:
-                ImageFile.LOAD_TRUNCATED_IMAGES = decode
             small = to_rgb(image)
             small.thumbnail((SIDE, SIDE))
             out = io.BytesIO()
             small.save(out, "JPEG", quality=80)
-    except Exception:  # what decoders raise has no common type; the page then shows the path and the reason alone
+    except Exception:  # decoders raise errors of many types; the page then shows only the path and the reason
         return None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -26,7 +26,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from datasets.base.files import atomic_write
 
@@ -34,6 +36,33 @@ METRICS, RANKS = "metrics.jsonl", "metrics"
 KIND, EVALUATION = "kind", "evaluation"
 
 Line = dict[str, Any]
+
+
+class Entry(BaseModel):
+    """What every line of metrics.jsonl has. This type and the next two name the values that pages show."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    kind: Optional[str] = None
+    step: int
+    epoch: float
+
+
+class Reading(Entry):
+    """A reading of the training."""
+
+    loss: float
+    lr: float
+    samples_per_second: Optional[float]
+    seconds: float
+
+
+class Measurement(Entry):
+    """An evaluation between epochs. `top1` is a share of `images`."""
+
+    protocol: str
+    top1: float = Field(ge=0, le=1)
+    images: int
 
 
 class Tail:

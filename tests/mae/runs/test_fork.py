@@ -28,7 +28,7 @@ def test_a_change_that_changes_nothing_ends_as_the_other_run(tiny, trained, tmp_
         "changed": "pretrain.clip_grad 1000000000.0 where the checkpoint has None",
     }
     assert not (tmp_path / "history").exists(), "it is no example of its recipe"
-    assert "<td>step 24 of" in report(run.run_dir).path.read_text()
+    assert "<td>step 24 of" in report(Run.open(run.run_dir)).path.read_text()
     assert train(changed, workspace=tmp_path, start=trained.run_dir / "checkpoints" / "24").reused
 
 

@@ -66,7 +66,7 @@ def test_who_reads_the_metrics_sees_it(watched):
     for protocol in ("knn", "logistic"):
         points = [(step, float(np.float32(found[protocol, step]))) for step in (24, 48)]
         assert [(step, value) for step, value, _ in shown[f"evaluation/{protocol}_top1"]] == points
-    page = report(run.run_dir).path.read_text()
+    page = report(Run.open(run.run_dir)).path.read_text()
     assert f"{100 * found['knn', 48]:.1f} %" in page
     assert "Measured between epochs" in page
     assert "Nothing found wrong" in page
