@@ -229,6 +229,9 @@ def _prepare(
     shutil.rmtree(work / ATTEMPTS, ignore_errors=True)  # of an interrupted call
     for folder in (f"{RECORDS}/train", f"{RECORDS}/val", ATTEMPTS, ENTRIES):
         (work / folder).mkdir(parents=True, exist_ok=True)
+    for path in (work / RECORDS).iterdir():
+        if path.is_file():  # of a call that was killed while it wrote the index
+            path.unlink()
     shards: dict[str, list[PlannedShard]] = {}
     groups: list[ShardGroup] = []
     room = 0

@@ -26,6 +26,7 @@ class ArchivePart(NamedTuple):
     path: Path
     inner: Optional[InnerTar]
     placement: Placement
+    root: Path
     work: Path
 
 
@@ -34,7 +35,7 @@ def write_part(part: ArchivePart) -> int:
 
     An inner tar whose folder is there is not read. A whole archive replaces what a killed call has left.
     """
-    with shared(part.work), room_for(IMAGES, part.work):
+    with shared(part.work), room_for(IMAGES, part.root):
         if part.inner is None:
             shutil.rmtree(part.work / DONE, ignore_errors=True)
         elif (part.work / DONE / "train" / part.inner.class_name).exists():

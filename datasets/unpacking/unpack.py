@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Optional
 from datasets import imagenet
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError, no_room, room_for
-from datasets.base.files import PathLike, StageResult, write_json
+from datasets.base.files import PathLike, StageResult, fsync, write_json
 from datasets.base.lock import exclusive
 from datasets.base.parallel import in_processes
 from datasets.layout import MARKERS
@@ -101,6 +101,7 @@ def unpack_archives(
     with exclusive(out):
         try:
             entries, sources = _plan([Path(os.path.abspath(tar)) for tar in tars], out, check_md5)
+            _remove_old_work([*entries, *(source.path.name for source in sources)], sources, out)
             if sources:
                 with _work_folders(sources, out):
                     entries.update(_unpack(sources, out, check_md5, workers))
@@ -193,9 +194,6 @@ def _work_folders(sources: list[_Source], out: Path) -> Iterator[None]:
     try:
         with room_for(IMAGES, out):
             for source in sources:
-                for other in (out / WORK).glob(f"{glob.escape(source.path.name)}-{'[0-9a-f]' * 12}"):
-                    if other != source.work:
-                        _remove(other)
                 with exclusive(source.work):  # processes of a killed call live on for half a second and hold it
                     shutil.rmtree(source.work / WRITING, ignore_errors=True)
             yield
@@ -230,7 +228,10 @@ def _unpack(sources: list[_Source], out: Path, check_md5: bool, workers: Optiona
         move_folders(source.work / DONE, out)
     flush(out)
     archives = {**_recorded(out), **entries}
-    write_json(out / MARKER, {"version": VERSION, "archives": dict(sorted(archives.items()))})
+    marker = sources[0].work / MARKER  # a killed write leaves nothing in the root
+    write_json(marker, {"version": VERSION, "archives": dict(sorted(archives.items()))})
+    os.replace(marker, out / MARKER)
+    fsync(out)
     for source in sources:
         shutil.rmtree(source.work)
     _remove_empty(out / WORK)
@@ -270,10 +271,10 @@ def _extract(sources: list[_Source], out: Path, check_md5: bool, workers: Option
 
 def _parts(source: _Source, out: Path) -> Iterator[ArchivePart]:
     if not source.survey.inner:
-        yield ArchivePart(source.path, None, source.survey.placement, source.work)
+        yield ArchivePart(source.path, None, source.survey.placement, out, source.work)
     for inner in source.survey.inner:
         if not (out / "train" / inner.class_name).exists():
-            yield ArchivePart(source.path, inner, Placement("tars", inner_class=inner.class_name), source.work)
+            yield ArchivePart(source.path, inner, Placement("tars", inner_class=inner.class_name), out, source.work)
 
 
 def _recorded(out: Path) -> dict[str, Entry]:
@@ -305,6 +306,15 @@ def _check_md5(path: Path, stop: threading.Event) -> str:
             todo="download it again; if it is meant to be another archive, rename it or pass --skip-md5",
         )
     return digest.hexdigest()
+
+
+def _remove_old_work(names: list[str], sources: list[_Source], out: Path) -> None:
+    """Remove the work folders that killed calls have left of archives with these names, except those of `sources`."""
+    for name in names:
+        for work in (out / WORK).glob(f"{glob.escape(name)}-{'[0-9a-f]' * 12}"):
+            if work not in [source.work for source in sources]:
+                _remove(work)
+    _remove_empty(out / WORK)
 
 
 def _remove(work: Path) -> None:
