@@ -1,4 +1,4 @@
-"""Predictions: what a checkpoint makes of single images."""
+"""Stage predict: the predictions of a checkpoint for single images."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from datasets.base.files import PathLike
 from datasets.manifest.rows import MANIFEST
 from datasets.validation.validate import Validation
 from mae.config.sections import Target
-from mae.prediction.predict import Predictions
-from mae.prediction.predict import predict as predict_images
+from mae.prediction import Predictions
+from mae.prediction import predict as predict_images
 from tasks.stage import stage_task
 
-PICTURES = 20  # two of each class of the sample; the report shows at most 24
+PICTURES = 20  # two per class of the sample; the report shows at most 24
 
 
 @stage_task("predict", timeout_hours=24)
 def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: Target, seed: int = 0) -> Predictions:
-    """Predict each image: reconstructions for a MAE, classes for a classifier."""
+    """Predict images: reconstructions with a MAE, classes with a classifier."""
     return predict_images(checkpoint, images, out, target=target, seed=seed)
 
 
 def validation_images(validation: Validation, count: int = PICTURES) -> list[Path]:
-    """Evenly spaced usable validation images, so that all classes have their turn; in manifest order."""
+    """Return usable validation images, evenly spaced in the manifest so that all classes appear."""
     kept = [("split", "=", "val"), ("kept", "=", True)]
     usable = pq.read_table(validation.directory / MANIFEST, columns=["path"], filters=kept).column("path")
     taken = min(count, len(usable))

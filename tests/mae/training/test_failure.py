@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from mae.training.replay import replay
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
@@ -18,7 +19,6 @@ from mae.runs.failure import FALLBACK, failures, fall_back
 from mae.runs.inputs import run_inputs
 from mae.runs.model_file import load_card, load_weights
 from mae.train import run_directory, train
-from mae.training.replay import replay
 from tests.mae.test_train import metrics, with_
 
 

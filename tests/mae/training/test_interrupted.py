@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from mae.training.replay import replay
 
 from datasets.base.errors import InputError
 from mae.runs import checkpoint
 from mae.runs.failure import failures
 from mae.runs.model_file import load_weights
 from mae.train import _resolved, run_directory, train
-from mae.training.replay import replay
 from tests.mae.test_train import metrics, with_
 from tests.mae.training.test_failure import planted
 from tests.mae.training.test_kill import killed, lines, steps
