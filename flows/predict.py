@@ -8,7 +8,7 @@ from prefect import flow
 
 import tasks.predict
 from mae.config.sections import Target
-from mae.prediction.predict import Predictions
+from mae.prediction import Predictions
 
 
 @flow(name="mae-predict")

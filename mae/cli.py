@@ -1,4 +1,4 @@
-"""Command line: every stage without Prefect. Exit codes: 0 done, 1 the input or the run is at fault, 2 wrong usage."""
+"""The command line: every stage without Prefect."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from typer import Argument, Option
 
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult
@@ -16,24 +17,34 @@ from mae.config.sections import Target
 
 # MindSpore, pyarrow and scikit-learn take seconds to import, so each command imports what it needs.
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-data = typer.Typer(no_args_is_help=True, help="Unpack and validate images, write and check MindRecord shards.")
-rank_table = typer.Typer(no_args_is_help=True, help="Make, merge and check HCCL rank tables.")
+HELP = """Masked-autoencoder pre-training of vision transformers: data, training, evaluation, weights.
+
+Results are printed to stdout as JSON, logs to stderr. Exit codes: 0 success, 1 the input or the run has an error,
+2 wrong usage. `mae COMMAND --help` explains a command.
+"""
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=HELP, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+data = typer.Typer(no_args_is_help=True, help="Validate images and write MindRecord shards.")
+rank_table = typer.Typer(no_args_is_help=True, help="Generate, merge and check HCCL rank tables.")
 app.add_typer(data, name="data")
 app.add_typer(rank_table, name="rank-table")
 
-Workspace = Annotated[Path, typer.Option(envvar="MAE_WORKSPACE", help="where stages write")]
-Overrides = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a config value")]
+Workspace = Annotated[Path, Option(envvar="MAE_WORKSPACE", help="Folder for all output.")]
+Overrides = Annotated[
+    Optional[list[str]], Option("--set", metavar="KEY=VALUE", help="Change a config value, e.g. pretrain.epochs=5.")
+]
+Checkpoint = Annotated[str, Argument(help="Published name, model file, checkpoint, run or Hugging Face folder.")]
 WORKSPACE = Path("workspace")
 
 
 @app.command()
 def sample_data(
-    directory: Path,
-    train_per_class: Annotated[Optional[int], typer.Option(help="of 600")] = None,
-    val_per_class: Annotated[Optional[int], typer.Option(help="of 100")] = None,
+    directory: Annotated[Path, Argument(help="Folder to create.")],
+    train_per_class: Annotated[Optional[int], Option(help="Training images per class. Default: all 600.")] = None,
+    val_per_class: Annotated[Optional[int], Option(help="Validation images per class. Default: all 100.")] = None,
 ) -> None:
-    """Unpack the shipped Fashion-MNIST sample as ImageNet-style folders."""
+    """Unpack the shipped images (Fashion-MNIST) into train/CLASS/ and val/CLASS/."""
     from datasets.sample import unpack_sample
 
     _show(unpack_sample(directory, train_per_class=train_per_class, val_per_class=val_per_class))
@@ -41,12 +52,17 @@ def sample_data(
 
 @data.command()
 def unpack(
-    tars: Annotated[list[Path], typer.Argument(help="archives of images, and the devkit of the validation images")],
-    out: Annotated[Path, typer.Option(help="receives train/<class>/ and val/<class>/")],
-    skip_md5: Annotated[bool, typer.Option("--skip-md5", help="take archives with a published name unchecked")] = False,
-    workers: Annotated[Optional[int], typer.Option(min=1, help="processes; default: one per core")] = None,
+    tars: Annotated[list[Path], Argument(help="Archives of images, and ImageNet's devkit.")],
+    out: Annotated[Path, Option(help="Folder for train/CLASS/ and val/CLASS/.")],
+    skip_md5: Annotated[bool, Option("--skip-md5", help="Do not check the MD5 of ImageNet's archives.")] = False,
+    workers: Annotated[Optional[int], Option(min=1, help="Number of processes. Default: one per core.")] = None,
 ) -> None:
-    """Unpack the tars of ImageNet-1k, or tars of folders train/<class>/ and val/<class>/ or <class>/."""
+    """Unpack the tars of ImageNet-1k, or tars of folders train/CLASS/ and val/CLASS/, or CLASS/.
+
+    \b
+    Example:
+      mae data unpack ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz --out imagenet
+    """
     from datasets.unpacking import unpack_archives
 
     _show(unpack_archives(tars, out, check_md5=not skip_md5, workers=workers))
@@ -54,20 +70,21 @@ def unpack(
 
 @data.command()
 def validate(
-    root: Path,
-    out: Annotated[Path, typer.Option(help="receives manifest.parquet and validation.json")],
-    val_share: Annotated[float, typer.Option(help="held out per class where ROOT has no val/")] = 0.1,
-    expect: Annotated[Optional[str], typer.Option(help="what it has to be: imagenet-1k")] = None,
+    root: Annotated[Path, Argument(help="Folder of images: train/CLASS/ and val/CLASS/, or CLASS/.")],
+    out: Annotated[Path, Option(help="Folder for manifest.parquet and validation.json.")],
+    val_share: Annotated[float, Option(help="Share of each class to hold out if ROOT has no val/.")] = 0.1,
+    expect: Annotated[Optional[str], Option(help="Data set to compare with: imagenet-1k. Default: none.")] = None,
     policy: Annotated[
-        Optional[list[str]], typer.Option(metavar="FAULT=ACTION", help="fail, exclude, convert or accept")
+        Optional[list[str]],
+        Option(metavar="FAULT=ACTION", help="What to do with a fault: fail, exclude, convert, accept."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="read unchanged files again, too")] = False,
+    full: Annotated[bool, Option("--full", help="Also read files that have not changed since last time.")] = False,
     near_duplicates: Annotated[
-        Optional[int], typer.Option(metavar="BITS", help="find pictures whose hashes differ in at most so many of 64")
+        Optional[int], Option(metavar="BITS", help="Report images whose 64-bit hashes differ in at most BITS bits.")
     ] = None,
-    min_side: Annotated[int, typer.Option(help="name images with a shorter side, in pixels")] = 16,
+    min_side: Annotated[int, Option(help="Report images with a side shorter than this, in pixels.")] = 16,
 ) -> None:
-    """Decode every file below ROOT and say what is wrong with which."""
+    """Decode every file below ROOT and report each faulty one."""
     from datasets.manifest import parse_policy
     from datasets.validation import ValidationOptions
     from datasets.validation import validate as run
@@ -81,12 +98,12 @@ def validate(
 
 @data.command()
 def shard(
-    directory: Annotated[Path, typer.Argument(help="what `mae data validate` wrote")],
-    out: Annotated[Path, typer.Option(help="receives train/, val/ and index.json")],
-    shard_mb: Annotated[int, typer.Option(help="image bytes per shard, in MB")] = 1024,
-    short_side: Annotated[Optional[int], typer.Option(help="store images with this shorter side")] = None,
-    seed: Annotated[int, typer.Option(help="of the shuffle")] = 0,
-    full: Annotated[bool, typer.Option("--full", help="check the digests of a finished output")] = False,
+    directory: Annotated[Path, Argument(help="Output folder of `mae data validate`.")],
+    out: Annotated[Path, Option(help="Folder for train/, val/ and index.json.")],
+    shard_mb: Annotated[int, Option(help="Image bytes per shard, in MB.")] = 1024,
+    short_side: Annotated[Optional[int], Option(help="Shrink images to this shorter side. Default: unchanged.")] = None,
+    seed: Annotated[int, Option(help="Seed of the shuffle.")] = 0,
+    full: Annotated[bool, Option("--full", help="Also read finished shards to verify them.")] = False,
 ) -> None:
     """Write the usable images as MindRecord shards. A finished, undamaged output of the same input is kept."""
     from datasets.sharding import write_records
@@ -96,7 +113,8 @@ def shard(
 
 @data.command()
 def check(
-    records: Path, root: Annotated[Optional[Path], typer.Option(help="compare every record with its source")] = None
+    records: Annotated[Path, Argument(help="Output folder of `mae data shard`.")],
+    root: Annotated[Optional[Path], Option(help="Also compare every record with its image below ROOT.")] = None,
 ) -> None:
     """Verify every shard against index.json."""
     from datasets.sharding import check_records
@@ -106,13 +124,13 @@ def check(
 
 @rank_table.command()
 def generate(
-    device_num: Annotated[str, typer.Option(help='half-open range of devices, e.g. "[0,8)"')],
-    server_ip: Annotated[Optional[str], typer.Option(help="this server's address; default: of its host name")] = None,
-    visible_devices: Annotated[Optional[str], typer.Option(help="physical ids, e.g. 4,5,6,7")] = None,
-    hccn_conf: Annotated[Path, typer.Option(help="read where hccn_tool fails")] = Path("/etc/hccn.conf"),
-    out: Annotated[Path, typer.Option(help="directory of the table")] = Path("."),
+    device_num: Annotated[str, Option(help='Half-open range of devices, e.g. "[0,8)".')],
+    server_ip: Annotated[Optional[str], Option(help="This server's address. Default: of its host name.")] = None,
+    visible_devices: Annotated[Optional[str], Option(help="Physical device ids, e.g. 4,5,6,7.")] = None,
+    hccn_conf: Annotated[Path, Option(help="Device addresses, read if hccn_tool fails.")] = Path("/etc/hccn.conf"),
+    out: Annotated[Path, Option(help="Folder for the table.")] = Path("."),
 ) -> None:
-    """Write this server's rank table."""
+    """Write the rank table of this server."""
     from mae.cluster import rank_table as tables
 
     visible = tables.parse_visible_devices(visible_devices) if visible_devices is not None else None
@@ -121,8 +139,11 @@ def generate(
 
 
 @rank_table.command()
-def merge(files: list[Path], out: Annotated[Path, typer.Option(help="file of the merged table")]) -> None:
-    """Merge the tables of several servers."""
+def merge(
+    files: Annotated[list[Path], Argument(help="Rank tables, one per server.")],
+    out: Annotated[Path, Option(help="File for the merged table.")],
+) -> None:
+    """Merge the rank tables of several servers."""
     from mae.cluster.rank_table import merge as run
 
     _show(run(files, out))
@@ -130,9 +151,10 @@ def merge(files: list[Path], out: Annotated[Path, typer.Option(help="file of the
 
 @rank_table.command("check")
 def check_table(
-    file: Path, strict: Annotated[bool, typer.Option("--strict", help="warnings are errors")] = False
+    file: Annotated[Path, Argument(help="Rank table.")],
+    strict: Annotated[bool, Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
-    """Check a table against HCCL's rules."""
+    """Check a rank table against HCCL's rules."""
     from mae.cluster.rank_table import check as run
 
     _show(run(file, strict=strict))
@@ -140,24 +162,34 @@ def check_table(
 
 @app.command()
 def train(
-    config: Annotated[Optional[Path], typer.Argument()] = None,
+    config: Annotated[Optional[Path], Argument(help="YAML job config, see configs/.")] = None,
     overrides: Overrides = None,
-    rank_table: Annotated[Optional[Path], typer.Option(help="HCCL rank table of the job, on Ascend")] = None,
+    rank_table: Annotated[Optional[Path], Option(help="HCCL rank table of the job, on Ascend.")] = None,
     resume: Annotated[
         Optional[bool],
-        typer.Option(
+        Option(
             "--resume/--fresh",
-            help="go on with the newest run of this name, refusing another config or data; or begin again. "
-            "Default: go on with the same run, or begin one",
+            help="--resume: continue the newest run of this name; fails if config or data changed. "
+            "--fresh: delete the run and start over. "
+            "Default: continue the run if config and data are the same, else start a new run.",
         ),
     ] = None,
     start: Annotated[
-        Optional[Path], typer.Option("--from", help="begin at this checkpoint of a run whose recipe differs")
+        Optional[Path], Option("--from", help="Start a new run from this checkpoint of another recipe.")
     ] = None,
-    replay: Annotated[Optional[Path], typer.Option(help="failure/step_<n> of a run: run that step again")] = None,
+    replay: Annotated[
+        Optional[Path], Option(help="Instead of CONFIG: failure/step_N of a run, to run that step again.")
+    ] = None,
     workspace: Workspace = WORKSPACE,
 ) -> None:
-    """Run the config's task on the records that its data.records names; or run a step again that failed."""
+    """Train the model of a job config on records.
+
+    \b
+    Examples:
+      mae train configs/demo.yaml --set data.records=RECORDS
+      mae train configs/finetune_vit_b16.yaml --set data.records=RECORDS --set init=workspace/runs/RUN
+      mae train --replay workspace/runs/RUN/failure/step_120
+    """
     if (config is None) == (replay is None):
         raise typer.BadParameter("give either CONFIG or --replay")
     if replay is not None:
@@ -168,7 +200,7 @@ def train(
     assert config is not None
     from rich.console import Console
 
-    from mae.config.load import load_config
+    from mae.config import load_config
     from mae.train import train as run
 
     job, console = load_config(config, overrides or []), Console(stderr=True)
@@ -177,105 +209,148 @@ def train(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="known name, model file, checkpoint or run directory")],
-    data: Annotated[Path, typer.Option(help="records, or a folder of images")],
-    protocol: Annotated[str, typer.Option(help=f"one of {', '.join(protocol_names())}")],
-    config: Annotated[Optional[Path], typer.Option(help="default: the run's own")] = None,
+    checkpoint: Checkpoint,
+    data: Annotated[Path, Option(help="Records, or a folder of images.")],
+    protocol: Annotated[str, Option(help=f"One of {', '.join(protocol_names())}.")],
+    config: Annotated[Optional[Path], Option(help="YAML job config. Default: the run's config.")] = None,
     overrides: Overrides = None,
-    out: Annotated[Optional[Path], typer.Option(help="default: evaluations/ of the checkpoint's run")] = None,
+    out: Annotated[Optional[Path], Option(help="Folder for the result. Default: evaluations/ of the run.")] = None,
     workspace: Workspace = WORKSPACE,
 ) -> None:
-    """Measure a checkpoint by a protocol."""
-    from mae.api.auto import weights
-    from mae.config.load import load_config
-    from mae.data import prepare
-    from mae.evaluation.evaluate import evaluate as run
-    from mae.runs.model_file import run_directory
+    """Measure a checkpoint with an evaluation protocol.
 
-    model = weights(checkpoint)
+    \b
+    Examples:
+      mae evaluate workspace/runs/RUN --data workspace/records/RECORDS --protocol linear
+      mae evaluate mae_vit_base_p16_finetuned --data imagenet --protocol classify \\
+        --config configs/finetune_vit_b16.yaml --out result
+    """
+    from mae.config import load_config
+    from mae.data import prepare
+    from mae.evaluation import evaluate as run
+    from mae.runs import run_directory
+    from mae.weights import find_weights
+
+    model = find_weights(checkpoint)
     own = run_directory(model)
     if config is None and own is None:
-        todo = "name a job config: --config"
-        raise InputError(checkpoint, expected="a checkpoint of a run", found="a file elsewhere", todo=todo)
-    source = config if config is not None else Path(str(own), "config.yaml")
-    settings = load_config(source, overrides or [])
-    records = prepare(data, workspace)
-    _show(run(model, records, protocol=protocol, config=settings, workspace=workspace, out=out))
+        found, todo = "a file outside of any run", "give a job config: --config"
+        raise InputError(checkpoint, expected="a checkpoint of a run", found=found, todo=todo)
+    settings = load_config(config or Path(str(own), "config.yaml"), overrides or [])
+    _show(run(model, prepare(data, workspace), protocol=protocol, config=settings, workspace=workspace, out=out))
 
 
 @app.command()
 def predict(
-    checkpoint: Annotated[str, typer.Argument(help="known name, model file, checkpoint or run directory")],
-    images: Annotated[list[str], typer.Argument(help="image files, folders or http(s) addresses")],
-    out: Annotated[Path, typer.Option(help="receives predictions.parquet and reconstructions/, or adds to them")],
-    seed: Annotated[int, typer.Option(min=0, help="of the masks")] = 0,
-    target: Annotated[Target, typer.Option()] = "CPU",
+    checkpoint: Checkpoint,
+    images: Annotated[list[str], Argument(help="Image files, folders of images or http(s) addresses.")],
+    out: Annotated[Path, Option(help="Folder for predictions.parquet and pictures, or to add them to.")],
+    seed: Annotated[int, Option(min=0, help="Seed of the masks.")] = 0,
+    target: Annotated[Target, Option(help="Device to run on.")] = "CPU",
 ) -> None:
-    """Reconstructions by a MAE, the five likeliest classes by a classifier."""
-    from mae.prediction.predict import predict as run
+    """Predict images with a checkpoint.
+
+    A MAE reconstructs them; a classifier gives its five most probable classes.
+
+    \b
+    Example:
+      mae predict workspace/runs/RUN photo.jpg more-photos/ --out predictions
+    """
+    from mae.prediction import predict as run
 
     _show(run(checkpoint, images, out, seed=seed, target=target))
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="known name, model file, checkpoint or run directory")],
-    out: Annotated[Path, typer.Argument(help="file to write, .mindir or .onnx")],
-    batch_size: Annotated[Optional[int], typer.Option(min=1, help="default: any in ONNX, 1 in MindIR")] = None,
+    checkpoint: Checkpoint,
+    out: Annotated[Path, Argument(help="File to write, .mindir or .onnx.")],
+    batch_size: Annotated[
+        Optional[int], Option(min=1, help="Images per batch. Default: any in ONNX, 1 in MindIR.")
+    ] = None,
 ) -> None:
-    """A model for other programs: tokens of a pre-trained encoder, logits of a classifier."""
-    from mae.api.auto import weights
-    from mae.export.verified import export as run
+    """Export a model to a MindIR or ONNX file.
 
-    _show(run(weights(checkpoint), out, batch_size=batch_size))
+    The output is the tokens of a pre-trained encoder, or the logits of a classifier.
+    """
+    from mae.export import export as run
+    from mae.weights import find_weights
+
+    _show(run(find_weights(checkpoint), out, batch_size=batch_size))
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="known name, .pth, .safetensors, .ckpt, Hugging Face folder or run")],
-    destination: Annotated[Path, typer.Argument(help=".pth, .safetensors, .ckpt, or a Hugging Face folder")],
-    layout: Annotated[Optional[str], typer.Option(help="names in a file: upstream or hugging_face")] = None,
+    source: Annotated[
+        str, Argument(help="Published name, .pth, .safetensors or .ckpt file, Hugging Face folder, or run.")
+    ],
+    destination: Annotated[Path, Argument(help=".pth, .safetensors or .ckpt file, or a Hugging Face folder.")],
+    layout: Annotated[Optional[str], Option(help="Weight names in a file: upstream (default) or hugging_face.")] = None,
     settings: Annotated[
-        Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="what the source cannot tell: num_heads=6")
+        Optional[list[str]],
+        Option("--set", metavar="KEY=VALUE", help="A value that SOURCE does not contain. Repeatable."),
     ] = None,
     random_decoder: Annotated[
-        bool, typer.Option("--random-decoder", help="make an encoder a MAE, its decoder untrained")
+        bool, Option("--random-decoder", help="Make an encoder a MAE with an untrained decoder.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what stands at DESTINATION")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace another model at DESTINATION.")] = False,
 ) -> None:
-    """Weights from and to facebookresearch/mae, timm, Hugging Face and MindSpore files."""
-    from mae.api.auto import weights
-    from mae.config.load import parse_overrides
-    from mae.weights.convert import convert as run
+    """Convert weights from and to other projects' files.
 
-    told = parse_overrides(settings or [])
+    Reads files of facebookresearch/mae, timm, Hugging Face, MindFormers and this project. The suffix of DESTINATION
+    chooses the format.
+
+    \b
+    Examples:
+      mae convert mae_pretrain_vit_base.pth base.safetensors
+      mae convert workspace/runs/RUN vit-mae/
+      mae convert small.pth small.ckpt --set num_heads=6
+    """
+    from mae.config.load import parse_overrides
+    from mae.weights import convert as run
+    from mae.weights import find_weights
+
+    given = parse_overrides(settings or [])
     options = {"random_decoder": random_decoder, "overwrite": overwrite}
-    _show(run(weights(source), destination, layout=layout, settings=told, **options))
+    _show(run(find_weights(source), destination, layout=layout, settings=given, **options))
 
 
 @app.command()
 def plan(
-    config: Annotated[Path, typer.Argument(help="job config")],
+    config: Annotated[Path, Argument(help="YAML job config.")],
     overrides: Overrides = None,
-    cluster: Annotated[Optional[Path], typer.Option(help="inventory: its servers share the job")] = None,
-    images: Annotated[Optional[int], typer.Option(min=1, help="training images; default: of the records")] = None,
-    rate: Annotated[Optional[float], typer.Option(min=0.001, help="images/s and device, measured elsewhere")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="for a script")] = False,
+    cluster: Annotated[
+        Optional[Path], Option(help="Inventory of servers that share the job. Default: one server.")
+    ] = None,
+    images: Annotated[
+        Optional[int], Option(min=1, help="Training images. Default: counted in data.records, or ImageNet's.")
+    ] = None,
+    rate: Annotated[
+        Optional[float],
+        Option(min=0.001, help="Images per second and device. Default: published for Ascend, measured on CPU."),
+    ] = None,
 ) -> None:
-    """Steps, hours, memory, disk, checkpoints, failures, each with its sum; on a CPU some steps are really run."""
+    """Estimate hours, memory and disk of a job.
+
+    Also estimates steps, checkpoints and failures. Each figure is printed with its calculation. On a CPU, some training
+    steps are run to measure their speed.
+
+    \b
+    Example:
+      mae plan configs/pretrain_vit_b16_800ep.yaml --cluster configs/cluster_example.yaml
+    """
     from mae.cluster.inventory import count_servers
-    from mae.config.load import load_config
-    from mae.planning.estimate import plan as estimate
+    from mae.config import load_config
+    from mae.planning import estimate
 
     job = load_config(config, overrides or [])
     servers = count_servers(cluster, job.device.ranks) if cluster is not None else 1
-    found = estimate(job, servers=servers, images=images, rate=rate)
-    print(found.model_dump_json(indent=2) if as_json else found.table())
+    print(estimate(job, servers=servers, images=images, rate=rate).table())
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
-    """Write report/index.html, a page that shows the files of a run."""
+def report(run: Annotated[Path, Argument(help="Run directory.")]) -> None:
+    """Write report/index.html of a run, finished or not."""
     from mae.report import report as write
     from mae.runs import Run
 
@@ -292,13 +367,13 @@ def main() -> None:
     except (InputError, RanksFailed) as error:
         print(f"mae: {error}", file=sys.stderr)
         sys.exit(1)
-    except OSError as error:  # of a place that cannot be written; inputs are checked where they are read
-        todo = "give a place that can be written, on a disk with room"
+    except OSError as error:  # an output cannot be written: inputs are checked by the code that reads them
+        todo = "choose a writable folder on a disk with free space"
         place = error.filename if error.filename is not None else "file system"
         print(f"mae: {InputError(place, expected='a place to write', found=str(error), todo=todo)}", file=sys.stderr)
         sys.exit(1)
 
 
 def _show(result: StageResult) -> None:
-    """Print a stage's result as JSON: for a person to read and for a script to parse."""
+    """Print a stage's result as JSON."""
     print(result.model_dump_json(indent=2))

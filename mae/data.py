@@ -1,4 +1,4 @@
-"""From a folder of images to records: the data stages in one call."""
+"""Makes records of a folder of images: all data stages in one call."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ DEFAULTS = DataConfig()
 
 
 def prepare(data: Path, workspace: Path, settings: DataConfig = DEFAULTS) -> Path:
-    """A records directory as it is; a folder of images validated and sharded into the workspace, or found so.
+    """Return the records of `data`: itself if it has records, else its images, validated and sharded in the workspace.
+
+    Finished stages are verified and not repeated.
 
     Raises:
-        InputError: the folder cannot be made into records.
+        InputError: records cannot be made of the folder.
     """
     if (data / INDEX).is_file():
         return data
@@ -30,10 +32,10 @@ def prepare(data: Path, workspace: Path, settings: DataConfig = DEFAULTS) -> Pat
 
 
 def validation_options(settings: DataConfig) -> ValidationOptions:
-    """What a config says of validation.
+    """Return the options of the validation that a config asks for.
 
     Raises:
-        InputError: its policy names no fault, or an action that does not fit it.
+        InputError: its policy has an unknown fault, or an action that the fault does not allow.
     """
     return ValidationOptions(
         val_share=settings.val_share,

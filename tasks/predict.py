@@ -1,4 +1,4 @@
-"""Apply a checkpoint to single images."""
+"""Stage predict: the predictions of a checkpoint for single images."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from datasets.base.files import PathLike
 from datasets.manifest import MANIFEST
 from datasets.validation import Validation
 from mae.config.sections import Target
-from mae.prediction.predict import Predictions
-from mae.prediction.predict import predict as predict_images
+from mae.prediction import Predictions
+from mae.prediction import predict as predict_images
 from tasks.stage import stage_task
 
-PICTURES = 20  # two of each class of the sample; the report shows at most 24
+PICTURES = 20  # two per class of the sample; the report shows at most 24
 
 
 @stage_task("predict", timeout_hours=24)
 def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: Target, seed: int = 0) -> Predictions:
-    """Predict each image: a reconstruction from a MAE, classes from a classifier."""
+    """Predict images: reconstructions with a MAE, classes with a classifier."""
     return predict_images(checkpoint, images, out, target=target, seed=seed)
 
 
 def validation_images(validation: Validation, count: int = PICTURES) -> list[Path]:
-    """Return `count` usable validation images, evenly spaced in the manifest so that they come from all classes."""
+    """Return usable validation images, evenly spaced in the manifest so that all classes appear."""
     kept = [("split", "=", "val"), ("kept", "=", True)]
     usable = pq.read_table(validation.directory / MANIFEST, columns=["path"], filters=kept).column("path")
     taken = min(count, len(usable))

@@ -1,8 +1,8 @@
-"""A vision transformer as an ONNX graph, built from its weights and sizes alone.
+"""Builds the ONNX graph of a vision transformer from its weights and sizes.
 
-`mindspore.export` of 2.10 knows neither Erf nor Unstack in ONNX, and writes opset 11 with the batch size frozen in.
-This graph has one node per operator, no frozen batch size, and shares no code with mae/vit.py, so that running both
-compares two definitions of the model. N images, L patches, D channels.
+`mindspore.export` of 2.10 cannot write Erf and Unstack to ONNX, and writes opset 11 with a fixed batch size. This graph
+has one node per operator and any batch size. It shares no code with mae/model/vit.py, so running both compares two
+independent definitions of the model. N images, L patches, D channels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17  # the first with LayerNormalization
-IR_VERSION = 8  # what opset 17 came with: older runtimes refuse newer ones
-BATCH_NORM_EPS = 1e-6  # of upstream's linear probe
-BATCH = "batch"  # name of the free dimension
+IR_VERSION = 8  # of the release that introduced opset 17; older runtimes reject newer versions
+BATCH_NORM_EPS = 1e-6  # in upstream's linear probe
+BATCH = "batch"  # name of the batch dimension if its size is not fixed
 
 
 def vit_graph(
@@ -32,15 +32,15 @@ def vit_graph(
     batch_size: Optional[int],
     metadata: Mapping[str, str],
 ) -> onnx.ModelProto:
-    """The ONNX model from `images` (N, 3, H, W) float32, normalised, to `output`.
+    """Return the ONNX model that computes `output` from normalised `images`, float32 (N, 3, H, W).
 
     Args:
         config: sizes, GELU, eps, pooling and head.
         weights: float32 under upstream's state-dict keys.
         output: `tokens` (N, 1 + L, D) after the final norm, or `logits` (N, classes).
-        shape: of the output without the batch.
-        batch_size: N, none leaves it free.
-        metadata: what the file says of itself.
+        shape: the output's shape without the batch dimension.
+        batch_size: N; none: any.
+        metadata: entries of the file's metadata.
     """
     from onnx import TensorProto, helper
 
@@ -66,7 +66,7 @@ def vit_graph(
 
 
 class _Graph:
-    """Nodes and initialisers as they are added; a method per layer takes and returns the names of tensors."""
+    """Collects nodes and initialisers. Each layer is a method that takes and returns names of tensors."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
         self.weights = weights
@@ -74,7 +74,7 @@ class _Graph:
         self.initializers: dict[str, onnx.TensorProto] = {}
 
     def node(self, kind: str, *inputs: str, output: Optional[str] = None, outputs: int = 1, **attributes: Any) -> str:
-        """Add an operator; returns its (first) output, of several `name`, `name:1`, ..."""
+        """Add an operator and return its first output `name`; further outputs are `name:1`, `name:2`, ..."""
         from onnx import helper
 
         name = output or f"{kind}_{len(self.nodes)}"
@@ -83,7 +83,7 @@ class _Graph:
         return name
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        """An initialiser, one per name however often it is used."""
+        """Return an initialiser. It is added only once per name."""
         from onnx import numpy_helper
 
         if name not in self.initializers:
@@ -106,7 +106,7 @@ class _Graph:
         return self.node("LayerNormalization", x, scale, bias, output=output, axis=-1, epsilon=config.layer_norm_eps)
 
     def embed(self, images: str, config: ModelConfig) -> str:
-        """(N, 3, H, W) -> (N, 1 + L, D); the cls token and all positions are one constant, added to a row of zeros."""
+        """(N, 3, H, W) -> (N, 1 + L, D). A row of zeros is put first; one constant adds cls token and positions."""
         weights, p, dim = self.weights, config.patch_size, config.embed_dim
         kernel = self.constant("patch_embed.proj.weight", weights["patch_embed.proj.weight"])
         bias = self.constant("patch_embed.proj.bias", weights["patch_embed.proj.bias"])
@@ -136,7 +136,7 @@ class _Graph:
         return self.linear(self.node("Reshape", mixed, self.shape(0, 0, dim)), f"{name}.proj")
 
     def gelu(self, x: str, config: ModelConfig) -> str:
-        """x / 2 * (1 + erf(x / sqrt 2)), or its tanh approximation: patterns that runtimes fuse into one operator."""
+        """x / 2 * (1 + erf(x / sqrt 2)), or its tanh approximation. Runtimes fuse these patterns into one operator."""
         if config.gelu == "exact":
             curve = self.node("Erf", self.node("Div", x, self.scalar(2**0.5)))
         else:
@@ -145,7 +145,7 @@ class _Graph:
         return self.node("Mul", self.node("Mul", x, self.scalar(0.5)), self.node("Add", curve, self.scalar(1.0)))
 
     def pool(self, x: str, config: ModelConfig) -> str:
-        """(N, 1 + L, D) -> (N, D): the patch tokens' mean through fc_norm, or the cls token through norm."""
+        """(N, 1 + L, D) -> (N, D): fc_norm of the mean of the patch tokens, or norm of the cls token."""
         if config.pool == "mean":
             patches = self.node("Slice", x, self.shape(1), self.shape(2**31 - 1), self.shape(1))
             return self.layer_norm(self.node("ReduceMean", patches, axes=[1], keepdims=0), "fc_norm", config)

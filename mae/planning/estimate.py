@@ -1,13 +1,13 @@
-"""What a job will take, before it takes it: steps, hours, memory, disk, checkpoints and failures, each with its sum.
+"""Estimates steps, hours, memory, disk, checkpoints and failures of a job, each figure with its calculation.
 
-Ascend figures rest on published rates, CPU figures on steps that are really run here; each figure says on what.
+Figures for Ascend are computed from published rates, figures for a CPU from steps that are run on this machine.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from typing import NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,23 +16,25 @@ from datasets.batches import steps_per_epoch
 from datasets.records import load_index
 from mae.config.sections import Config, LinearConfig, ModelConfig, PretrainConfig, Recipe
 from mae.masking import kept_patches
+from mae.model.card import ModelCard
 from mae.model.sizes import PEAK_910A, TRAINING, training_flops
 from mae.planning.rate import CoreRates, core_rates, measure
+from mae.weights.layouts import shapes
 
 IMAGENET = (1_281_167, 50_000, 1_000)  # training images, validation images, classes
 IMAGENET_BYTES = 108_000  # mean of a training image: 138 GB / 1,281,167
-SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same of the shipped sample
+SAMPLE, SAMPLE_BYTES = (6_000, 1_000, 10), 1_000  # the same numbers for the shipped sample
 # Share of the peak that Ascend's PyTorch port of MAE reaches on eight 910A (ModelZoo-PyTorch, MAE_for_PyTorch):
-# pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. Nobody published MindSpore's.
-UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linear": 0.1165}  # a probe is assumed to be as good
+# pre-training 314 images/s * 58.7 GFLOP / 256 TFLOP/s, fine-tuning 283 * 105.4 / 256. MindSpore's is not published.
+UTILISATION = {"pretrain": 0.072, "finetune": 0.1165, "linear": 0.1165}  # a probe is assumed to reach fine-tuning's
 ASCEND_MEMORY = 32e9  # bytes of a 910A
-DISK_RATE = 0.8e9  # bytes/s written, a local disk (tests/benchmarks/bench_shard.py)
+DISK_RATE = 0.8e9  # bytes/s written to a local disk (tests/benchmarks/bench_shard.py)
 FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days on 16,384 GPUs (arXiv 2407.21783, 3.3.4)
-RESTART_SECONDS = 180.0  # to see a failure, start the ranks and compile the graph again
+RESTART_SECONDS = 180.0  # to notice a failure, start the ranks and compile the graph again
 
 
 class Figure(BaseModel):
-    """One number of a plan and how it was found."""
+    """One number of an estimate and its calculation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,41 +45,42 @@ class Figure(BaseModel):
     how: str
 
 
-class Plan(BaseModel):
-    """What a job will take. Hours are wall-clock, bytes are of 8 bits."""
+class Estimate(BaseModel):
+    """The estimated costs of a job. Hours are wall-clock hours; a GB is 10^9 bytes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     figures: list[Figure]
 
     def value(self, stage: str, name: str) -> float:
-        """The number of one figure; KeyError if the plan has none of that name."""
+        """Return the number of one figure; raise KeyError if there is none of that name."""
         return {(f.stage, f.name): f.value for f in self.figures}[stage, name]
 
     def table(self) -> str:
-        """The figures as aligned text, a line each, and what there is none for."""
+        """Return the figures as aligned text, one per line, and a line that says what is not estimated."""
         lines = [f"{f.stage:9} {f.name:20} {f.value:14,.2f} {f.unit:24} = {f.how}" for f in self.figures]
         return "\n".join([*lines, "not estimated: evaluations (linear, kNN, eval_epochs), predictions and the report"])
 
 
-class Data(NamedTuple):
-    """How much there is to read."""
+class DataSize(NamedTuple):
+    """The amount of data that a job reads."""
 
-    train: int
-    val: int
+    train: int  # images
+    val: int  # images
     classes: int
     bytes: float
-    source: str
+    source: str  # where these numbers come from
 
 
-def plan(config: Config, *, servers: int = 1, images: Optional[int] = None, rate: Optional[float] = None) -> Plan:
-    """Estimate the data's stages, and every training that the config has a section for.
+def estimate(
+    config: Config, *, servers: int = 1, images: Optional[int] = None, rate: Optional[float] = None
+) -> Estimate:
+    """Estimate the data stages, and each training that the config has a section for.
 
     Args:
-        config: the job.
-        servers: each of them runs `device.ranks` ranks.
-        images: training images, where no records are there to count them.
-        rate: training images a second and device, measured elsewhere; of the config's task.
+        servers: number of servers, each of which runs `device.ranks` ranks.
+        images: number of training images. None: counted in the config's records, or ImageNet's.
+        rate: training images per second and device of the config's task, if it was measured elsewhere.
 
     Raises:
         InputError: the config does not fit the data.
@@ -88,48 +91,41 @@ def plan(config: Config, *, servers: int = 1, images: Optional[int] = None, rate
     for task, recipe in config.recipes():
         given = rate if task == config.task else None
         figures += _training(task, recipe, config, data, devices, given, rates)
-    return Plan(figures=figures)
+    return Estimate(figures=figures)
 
 
-def parameter_count(model: ModelConfig, *, decoder: bool, classes: int = 0) -> int:
-    """Trained numbers of a masked autoencoder, or of the encoder with a classifier's head."""
-    width, pixels = model.embed_dim, 3 * model.patch_size**2
-    count = width * pixels + width + width + model.depth * _block(width, model.mlp_ratio) + 2 * width  # with cls, norm
-    if not decoder:
-        patches = model.grid[0] * model.grid[1]
-        return count + (patches + 1) * width + classes * (width + 1)  # the position embedding is trained
-    inner = model.decoder_embed_dim
-    blocks = model.decoder_depth * _block(inner, model.decoder_mlp_ratio or model.mlp_ratio)
-    return count + width * inner + inner + inner + blocks + 2 * inner + inner * pixels + pixels  # with mask token, norm
+def parameter_count(model: ModelConfig, classes: Optional[int] = None) -> int:
+    """Return the number of trained values of a MAE, or of a classifier with `classes` classes."""
+    kind: Literal["mae", "classifier"] = "mae" if classes is None else "classifier"
+    card = ModelCard(kind=kind, model=model.model_copy(update={"num_classes": classes}))
+    fixed = ("pos_embed", "decoder_pos_embed") if classes is None else ("head.0.",)
+    return sum(math.prod(shape) for name, shape in shapes(card).items() if not name.startswith(fixed))
 
 
 def optimal_interval(checkpoint_seconds: float, mean_seconds_between_failures: float) -> float:
-    """Seconds between checkpoints that lose the least (Young 1974): sqrt(2 C M)."""
+    """Return the seconds between checkpoints that lose the least time, sqrt(2 C M) (Young 1974)."""
     return math.sqrt(2 * checkpoint_seconds * mean_seconds_between_failures)
 
 
-def _block(width: int, mlp_ratio: float) -> int:
-    hidden = int(width * mlp_ratio)
-    return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + 4 * width
-
-
-def _data(config: Config, images: Optional[int]) -> Data:
+def _data(config: Config, images: Optional[int]) -> DataSize:
     if images is not None:
-        return Data(images, 0, IMAGENET[2], images * IMAGENET_BYTES, "given; 108 kB an image, as ImageNet's")
+        return DataSize(images, 0, IMAGENET[2], images * IMAGENET_BYTES, "given; 108 kB per image, as in ImageNet")
     if config.data.records is not None:
         index = load_index(config.data.records)
         found = sum(shard.bytes for shard in index.all_shards())
         train, val = index.splits["train"].images, index.splits["val"].images
-        return Data(train, val, len(index.classes), found, f"counted in {config.data.records}")
+        return DataSize(train, val, len(index.classes), found, f"counted in {config.data.records}")
     if config.data.root is None and config.device.target == "CPU":
         train, val, classes = SAMPLE
-        return Data(train, val, classes, (train + val) * SAMPLE_BYTES, "the shipped sample")
+        return DataSize(train, val, classes, (train + val) * SAMPLE_BYTES, "the shipped sample")
     train, val, classes = IMAGENET
-    return Data(train, val, classes, (train + val) * IMAGENET_BYTES, "ImageNet-1k, assumed: give --images or records")
+    return DataSize(
+        train, val, classes, (train + val) * IMAGENET_BYTES, "ImageNet-1k, assumed; pass --images or set data.records"
+    )
 
 
 class _Sheet:
-    """Collects the figures of one stage."""
+    """The figures of one stage."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -140,19 +136,19 @@ class _Sheet:
         return value
 
 
-def _preparation(data: Data, rates: CoreRates) -> list[Figure]:
+def _preparation(data: DataSize, rates: CoreRates) -> list[Figure]:
     sheet, cores, count = _Sheet("data"), len(os.sched_getaffinity(0)), data.train + data.val
     sheet.add("images", count, "", data.source)
     how = f"{count:,} images / ({rates.validated:,.0f} images/s and core, measured here, * {cores} cores)"
     sheet.add("validate", count / (rates.validated * cores) / 3600, "h", how)
     how = f"{data.bytes / 1e9:,.1f} GB / {DISK_RATE / 1e9:.1f} GB/s written"
     sheet.add("shard", data.bytes / DISK_RATE / 3600, "h", how)
-    sheet.add("records", data.bytes / 1e9, "GB", "the images as they are, and the padding of pages")
+    sheet.add("records", data.bytes / 1e9, "GB", "the bytes of the images, which are not changed")
     return sheet.figures
 
 
 def _training(
-    task: str, recipe: Recipe, config: Config, data: Data, devices: int, rate: Optional[float], rates: CoreRates
+    task: str, recipe: Recipe, config: Config, data: DataSize, devices: int, rate: Optional[float], rates: CoreRates
 ) -> list[Figure]:
     sheet, model = _Sheet(task), config.model
     batch, key = recipe.batch_size * recipe.accum_iter, f"{task}.batch_size"
@@ -169,7 +165,7 @@ def _training(
     hours = sheet.add("time", steps * effective / (speed * devices) / 3600, "h", how)
     how = f"{speed:,.0f} images/s / {rates.trained:,.0f} images/s and core, measured here"
     sheet.add("input cores", speed / rates.trained, "per device", how)
-    parameters = parameter_count(model, decoder=task == "pretrain", classes=data.classes)
+    parameters = parameter_count(model, None if task == "pretrain" else data.classes)
     trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinearConfig) else parameters
     _memory(sheet, recipe, config, parameters, trained)
     _checkpoints(sheet, recipe, parameters, trained, hours, updates, devices)
@@ -177,24 +173,22 @@ def _training(
 
 
 def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optional[float], classes: int) -> float:
-    """Training images a second and device."""
+    """Return the training images per second and device."""
     if rate is not None:
         return sheet.add("rate", rate, "images/s and device", "given")
     if config.device.target == "Ascend":
         if config.compute.float32_products:
-            expected, todo = "float16 products, for which a 910A's rate is published", "give --rate, measured there"
+            expected, todo = "float16 products, for which a 910A's rate is published", "give --rate, measured on a 910A"
             raise InputError("compute", expected=expected, found="float32 products", todo=todo)
         share = UTILISATION[task]
-        how = (
-            f"{share:.1%} of {PEAK_910A / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A, "
-            f"/ {flops / 1e9:.1f} GFLOP"
-        )
+        peak = f"{share:.1%} of {PEAK_910A / 1e12:.0f} TFLOP/s, published for PyTorch on eight 910A"
+        how = f"{peak}, / {flops / 1e9:.1f} GFLOP"
         if config.compute.recompute and task != "linear":
-            share, how = share * 3 / 4, f"{how} * 3 / 4, as each block is computed twice"
+            share, how = share * 3 / 4, f"{how} * 3 / 4, because each block is computed twice"
         return sheet.add("rate", share * PEAK_910A / flops, "images/s and device", how)
     found = measure(config.model_copy(update={"task": task}), classes)
     how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (mean of {found.steps} steps)"
-    sheet.add("measured memory", found.peak_bytes / 1e9, "GB per device", "largest resident size of the rank")
+    sheet.add("measured memory", found.peak_bytes / 1e9, "GB per device", "peak resident memory of the rank")
     return sheet.add("rate", found.images / found.seconds, "images/s and device", how)
 
 
@@ -206,20 +200,20 @@ def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, trai
     sheet.add("state", state / 1e9, "GB per device", how)
     probe = isinstance(recipe, LinearConfig)
     kept = recipe.batch_size * _activation_bytes(config.model, recipe, 2 if half else 4, config.compute.recompute)
-    what = "one block at a time, since none is trained" if probe else "what the backward pass needs of each block"
+    what = "one block at a time, because none is trained" if probe else "kept in each block for the backward pass"
     sheet.add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
     if config.device.target == "Ascend":
         sheet.add("memory", (state + kept) / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
 
 
 def _optimizer_bytes(recipe: Recipe) -> dict[str, int]:
-    """Of each trained parameter, by name: what its update needs of the ones before, and so a checkpoint."""
+    """Return the optimiser's bytes per trained parameter by name; a checkpoint contains them too."""
     state = {"velocities": 4} if isinstance(recipe, LinearConfig) else {"moments": 8}
     return {**state, **({"averages": 4} if recipe.ema else {})}
 
 
 def _bytes(parameters: int, each: dict[str, int], trained: int, each_trained: dict[str, int]) -> tuple[int, str]:
-    """Of so much for each parameter and each trained one, and the sum in words."""
+    """Return the bytes of `each` for all parameters and `each_trained` for the trained ones, and their calculation."""
 
     def listed(sizes: dict[str, int]) -> str:
         return ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -229,7 +223,10 @@ def _bytes(parameters: int, each: dict[str, int], trained: int, each_trained: di
 
 
 def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: bool) -> float:
-    """Of one image: two residual streams a block, and what is inside the blocks, of one only if they are recomputed."""
+    """Return the bytes of one image's activations: two residual streams per block, and the activations inside blocks.
+
+    With `recompute`, the latter are kept for one block at a time.
+    """
 
     def blocks(tokens: int, width: int, depth: int, heads: int, mlp_ratio: float) -> float:
         # both norms' outputs; q, k, v; the attention's output; the hidden layer, GELU's distribution value and output
@@ -256,20 +253,16 @@ def _checkpoints(
     steps, every = recipe.epochs * updates, recipe.checkpoint_steps
     ends = {*range(updates, steps + 1, updates), *(range(every, steps + 1, every) if every else ())}
     due = sorted(step for step in ends if recipe.checkpoint_due(step, updates))
-    stay = {step for step in due if recipe.keep_epochs and step % (recipe.keep_epochs * updates) == 0}
-    how = f"of {recipe.epochs} epochs every {recipe.checkpoint_epochs}, and the last"
-    how += f", and every {recipe.keep_epochs}, to stay" if recipe.keep_epochs else ""
-    how += f"; of {steps:,} updates every {every}" if every else ""
-    count, kept = len(due), len({*due[-recipe.keep_checkpoints :], *stay})
+    permanent = {step for step in due if recipe.keep_epochs and step % (recipe.keep_epochs * updates) == 0}
+    how = f"every {recipe.checkpoint_epochs} of {recipe.epochs} epochs, and the last"
+    how += f"; every {recipe.keep_epochs} epochs, kept for good" if recipe.keep_epochs else ""
+    how += f"; every {every} of {steps:,} updates" if every else ""
+    count, kept = len(due), len({*due[-recipe.keep_checkpoints :], *permanent})
     sheet.add("checkpoints", count, "", how)
     sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
     interval = hours * 3600 / count
-    failures = sheet.add(
-        "failures",
-        hours * devices / FAILURE_DEVICE_HOURS,
-        "expected",
-        f"{hours:,.1f} h * {devices} devices / {FAILURE_DEVICE_HOURS:,} device-hours (Llama 3's)",
-    )
+    how = f"{hours:,.1f} h * {devices} devices / {FAILURE_DEVICE_HOURS:,} device-hours (Llama 3's)"
+    failures = sheet.add("failures", hours * devices / FAILURE_DEVICE_HOURS, "expected", how)
     how = f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count} * {seconds:.1f} s"
     sheet.add("expected loss", (failures * (interval / 2 + RESTART_SECONDS) + count * seconds) / 3600, "h", how)
     between = FAILURE_DEVICE_HOURS / devices * 3600

@@ -1,71 +1,61 @@
-"""How fast a job's compiled step and its images run on this machine, and what memory it takes: for `mae plan`."""
+"""Measures the speed of a job's training step and of its image pipeline on this machine, and the step's memory."""
 
 from __future__ import annotations
 
 import functools
 import io
-import itertools
 import json
-import resource
-import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from datasets.base.files import write_json
-from mae.config.load import dump_config, load_config
+from mae.config.load import dump_config
 from mae.config.sections import Config
-from mae.launch.ranks import rank_main, run_ranks
+from mae.launch.ranks import run_ranks
 
-if TYPE_CHECKING:
-    from datasets.batches import Batch
-    from mae.training.task import Job
-
-WARM_UP = 6  # MindSpore's CPU kernels try numbers of threads in their first five steps
-SECONDS = 20.0  # of measuring, at least MINIMUM steps
-MINIMUM, MAXIMUM = 5, 200
-CORE_IMAGES = 256  # from which a core's rates are taken
-PIPELINE = 0.75  # share of an image's time that this takes in a stage, beside reading (tests/benchmarks/bench_input.py)
+SECONDS = 20.0  # duration of the measurement of steps
+CORE_IMAGES = 256  # images that a core's rates are measured on
+PIPELINE = 0.75  # share of these computations in a stage's time per image; the rest is reading (bench_input.py)
 
 
 class Rate(NamedTuple):
-    """Mean time of an update on one rank."""
+    """The measured time of an update."""
 
-    images: int  # of one rank in an update
-    seconds: float
-    steps: int
-    peak_bytes: int  # resident, of the rank's process
+    images: int  # per rank and update
+    seconds: float  # mean per update
+    steps: int  # number of updates that were measured
+    peak_bytes: int  # peak resident memory of a rank's process
+
+
+class CoreRates(NamedTuple):
+    """Images per second and core of this machine."""
+
+    validated: float
+    trained: float  # read, decoded, cropped and flipped for training
 
 
 def measure(config: Config, classes: int) -> Rate:
-    """Run the config's task with its own number of ranks, in processes of their own: on its records, read and augmented
-    beside the steps as in training, or on random images where it names none.
+    """Run steps of the config's task in new processes, with the config's number of ranks, and return their speed.
+
+    The steps use the config's records, read and augmented as in training, or random images if it has none.
 
     Raises:
-        RanksFailed: a rank died, of lack of memory for instance.
+        RanksFailed: a rank died, for example because memory ran out.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.yaml").write_text(dump_config(config))
+        command = ["-m", "mae.planning.rank", name, str(classes), str(SECONDS)]
         ranks = config.device.ranks
-        command = ["-m", "mae.planning.rate", name, str(classes)]
         run_ranks(command, ranks=ranks, log_dir=folder / "logs", run_dir=folder, python=config.device.python)
         return Rate(**json.loads((folder / "rate.json").read_text()))
 
 
-class CoreRates(NamedTuple):
-    """Images a second that one core of this machine gets through."""
-
-    validated: float
-    trained: float  # read, decoded, cropped, flipped
-
-
 @functools.cache
 def core_rates(image_shape: tuple[int, int], crop_scale: float) -> CoreRates:
-    """Of JPEGs of ImageNet's mean size (500 x 375, 108 kB), in seconds of the processor."""
+    """Measure the rates on a JPEG of ImageNet's mean size (500 x 375 pixels, 108 kB), in CPU seconds."""
     import numpy as np
     from PIL import Image
 
@@ -83,59 +73,8 @@ def core_rates(image_shape: tuple[int, int], crop_scale: float) -> CoreRates:
 
 
 def _rate(function: Callable[[int], object]) -> float:
-    function(0)  # compiles
+    function(0)  # the first call compiles
     began = time.process_time()
     for number in range(CORE_IMAGES):
         function(number)
     return PIPELINE * CORE_IMAGES / (time.process_time() - began)
-
-
-def _run(folder: Path, classes: int) -> None:
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from mae.device.context import setup
-    from mae.training.task import Place, build_job, build_update
-    from mae.training.update import Accumulate
-
-    config = load_config(folder / "config.yaml")
-    rank = setup(config.device.target, ranks=config.device.ranks, compute=config.compute)
-    job = build_job(config, classes=[str(number) for number in range(classes)])
-    recipe, batches = job.recipe, _batches(job, rank)
-    update, lr = build_update(job), Tensor(1e-6, ms.float32)
-    accumulate = Accumulate(update) if recipe.accum_iter > 1 else None
-    times: list[float] = []
-    while len(times) < WARM_UP + MINIMUM or sum(times[WARM_UP:]) < SECONDS:
-        started = time.perf_counter()
-        place = Place(0, len(times), 0, rank)
-        for _ in range(recipe.accum_iter - 1):
-            accumulate(*map(Tensor, job.inputs(next(batches), place)))  # type: ignore[misc]
-        update(lr, *map(Tensor, job.inputs(next(batches), place))).asnumpy()
-        times.append(time.perf_counter() - started)
-        if len(times) >= MAXIMUM + WARM_UP:
-            break
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if rank == 0:
-        kept = times[WARM_UP:]
-        rate = Rate(recipe.batch_size * recipe.accum_iter, statistics.fmean(kept), len(kept), peak)
-        write_json(folder / "rate.json", rate._asdict())
-
-
-def _batches(job: Job, rank: int) -> Iterator[Batch]:
-    """Batches without end."""
-    import numpy as np
-
-    from datasets.batches import Batch
-    from mae.training.engine import rank_batches
-
-    if job.config.data.records is not None:
-        yield from rank_batches(job, itertools.count(), rank, start=0)
-    rng, size = np.random.default_rng(rank), job.recipe.batch_size
-    images = rng.integers(0, 256, (size, *job.model.config.image_shape, 3), dtype=np.uint8)
-    labels = rng.integers(0, job.model.config.num_classes or 1, size, dtype=np.int32)
-    while True:
-        yield Batch(images, labels, labels)
-
-
-if __name__ == "__main__":
-    rank_main(lambda: _run(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, http(s) addresses, arrays and Pillow images; each has a digest."""
+"""Finds images in files, folders, http(s) addresses, arrays and Pillow images, and computes a digest of each."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from datasets.base.files import PathLike
 from datasets.images import MAX_BYTES, decode, to_rgb
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-SECONDS = 30.0  # without an answer from an image's server
+SECONDS = 30.0  # longest wait for an image's server
 
 ImageLike = Union[PathLike, Image.Image, np.ndarray]
 
 
 class Source(NamedTuple):
-    """One image that is not decoded yet."""
+    """One image, which is not decoded yet."""
 
-    name: str  # path or address; "image" where it has none
-    stem: str  # of the name, for files that are made from the image
+    name: str  # path or address; "image" if it has neither
+    stem: str  # stem of the name, for the names of files that are made from the image
     content: Path | bytes | Image.Image
     digest: str  # SHA-256 of the file's bytes, or of mode, size and pixels
 
     def open(self) -> Image.Image:
-        """The image as RGB; raises InputError where it is none."""
+        """Return the image as RGB; raise InputError if it is not an image."""
         if isinstance(self.content, Image.Image):
             try:
                 return to_rgb(self.content)
@@ -44,37 +44,35 @@ class Source(NamedTuple):
 
 
 def load_image(image: ImageLike) -> Image.Image:
-    """An image as RGB from a path, an http(s) address, an array (H, W, 3) uint8 or another Pillow image.
+    """Return an image as RGB from a path, an http(s) address, an array uint8 (H, W, 3) or a Pillow image.
 
     Raises:
-        InputError: it cannot be read or is no image.
+        InputError: it cannot be read or is not an image.
     """
     return source(image).open()
 
 
 def sources(images: Sequence[ImageLike]) -> list[Source]:
-    """The images among `images`, and the image files below the folders among them, in order of their names.
+    """Return the given images in order. A folder means the image files below it, sorted by name.
 
     Raises:
-        InputError: a folder holds no images, or one of the others cannot be read.
+        InputError: a folder has no images, or an image cannot be read.
     """
     found: list[Source] = []
     for given in images:
-        folder = not _is_address(given) and isinstance(given, (str, Path)) and Path(given).is_dir()
-        found += map(source, image_files(Path(given)) if folder else [given])  # type: ignore[arg-type]
+        if isinstance(given, (str, Path)) and not _is_address(given) and Path(given).is_dir():
+            paths = sorted(p for p in Path(given).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not paths:
+                todo = f"use {', '.join(sorted(SUFFIXES))} files"
+                raise InputError(given, expected="images", found="none", todo=todo)
+            found += map(source, paths)
+        else:
+            found.append(source(given))
     return found
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, by their suffixes, in order of their names."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise InputError(folder, expected="images", found="none", todo=f"use {', '.join(sorted(SUFFIXES))} files")
-    return paths
-
-
 def source(image: ImageLike) -> Source:
-    """One image, read if it lies at an address."""
+    """Return one image. An image at an address is downloaded now."""
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     if isinstance(image, Image.Image):
@@ -86,7 +84,7 @@ def source(image: ImageLike) -> Source:
         return Source(str(image), stem, content, hashlib.sha256(content).hexdigest())
     if not isinstance(image, (str, Path)):
         todo = "give one of these, or a list of them"
-        expected = "a path, an http(s) address, a Pillow image or an array (H, W, 3) uint8"
+        expected = "a path, an http(s) address, a Pillow image or an array uint8 (H, W, 3)"
         raise InputError("image", expected=expected, found=type(image).__name__, todo=todo)
     path = Path(image)
     try:

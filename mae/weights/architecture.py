@@ -1,8 +1,9 @@
-"""Which model a file's weights are: from their shapes, what the file says besides, and what the caller tells."""
+"""Finds a model's architecture: from its weights' shapes, its file's other content and the caller's settings."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -19,13 +20,13 @@ from mae.model.card import ModelCard
 # Heads by width of the published ViTs (Touvron et al. 2021, Dosovitskiy et al. 2021) and of the MAE decoder.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
-BESIDES = ("mask_ratio", "classes")  # settings that are the card's, not ModelConfig's
+CARD_SETTINGS = ("mask_ratio", "classes")  # settings that are fields of ModelCard, not of ModelConfig
 IMAGENET = MappingProxyType({"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD})
 _PUBLISHED = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+(_dec512d8b)?")
 
 
-class Told(NamedTuple):
-    """What a file says of its model beside the weights; `fields` are ModelConfig's."""
+class Facts(NamedTuple):
+    """What a file says about its model apart from the weights. `fields` are fields of ModelConfig."""
 
     fields: Mapping[str, Any] = MappingProxyType({})
     kind: Optional[str] = None
@@ -34,16 +35,16 @@ class Told(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """The card of the model that is asked for, and the grid of the weights' own position embedding."""
+    """The card of the requested model, the grid of the file's position embedding, and what was assumed."""
 
     card: ModelCard
-    grid: tuple[int, int]
+    grid: tuple[int, int]  # rows, columns
     assumed: list[str]
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse names that are neither ModelConfig's nor of BESIDES."""
-    known = [*ModelConfig.model_fields, *BESIDES]
+    """Raise InputError if a name is neither a field of ModelConfig nor one of CARD_SETTINGS."""
+    known = [*ModelConfig.model_fields, *CARD_SETTINGS]
     for name in settings:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -52,12 +53,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise InputError(f"setting {name}", expected=expected, found="an unknown name", todo=todo)
 
 
-def told_by_args(args: Mapping[str, Any]) -> Told:
-    """What upstream's training arguments say, of which checkpoint-N.pth keeps all, or timm's."""
+def facts_from_args(args: Mapping[str, Any]) -> Facts:
+    """Return what the training arguments of upstream (in checkpoint-<N>.pth) or of timm say about the model."""
     fields: dict[str, Any] = {}
-    if args.get("mean") and args.get("std"):  # timm's
+    if args.get("mean") and args.get("std"):  # timm
         fields.update(pixel_mean=args["mean"], pixel_std=args["std"])
-    elif "norm_pix_loss" in args or "nb_classes" in args:  # upstream's, which knows no other
+    elif "norm_pix_loss" in args or "nb_classes" in args:  # upstream always uses ImageNet's values
         fields.update(IMAGENET)
     if "norm_pix_loss" in args:
         fields["norm_pix_loss"] = bool(args["norm_pix_loss"])
@@ -68,11 +69,11 @@ def told_by_args(args: Mapping[str, Any]) -> Told:
         fields["num_heads"] = {"base": 12, "large": 16, "huge": 16}[published[2]]
         if published[1]:
             fields["decoder_num_heads"] = 16
-    return Told(fields, mask_ratio=args.get("mask_ratio"))
+    return Facts(fields, mask_ratio=args.get("mask_ratio"))
 
 
-def told_by_name(name: str) -> dict[str, Any]:
-    """What the names of upstream's published files say: those for viewing predict plain pixels."""
+def fields_from_name(name: str) -> dict[str, Any]:
+    """Return what the name of a file that upstream published says: `visualize` models predict plain pixels."""
     if not re.match(r"mae_(pretrain|visualize|finetuned)_", name):
         return {}
     if name.startswith("mae_visualize_"):
@@ -82,74 +83,75 @@ def told_by_name(name: str) -> dict[str, Any]:
 
 def describe(
     weights: Mapping[str, np.ndarray],
-    told: Told,
+    facts: Facts,
     settings: Mapping[str, Any],
     *,
     where: object,
     random_decoder: bool = False,
 ) -> Architecture:
-    """The model of these weights (our names).
+    """Return the architecture of weights that have our names.
 
-    What the caller tells goes before what the file tells, and that before what shapes show; a contradiction is found
-    when the weights are checked against the card.
+    The caller's settings take precedence over the file's facts, and those over the shapes. If they contradict the
+    weights, `layouts.differences` finds it afterwards.
 
     Raises:
-        InputError: these are no vision transformer's weights, or a size is neither told nor known; a setting is unfit.
+        InputError: the weights are not a vision transformer's, a size cannot be found, or a setting is out of range.
     """
-    shown, assumed = _shown(weights, where), []
-    kind = told.kind or _kind(weights)
-    others = kind != "mae"  # which are normalised in several ways; every published MAE by ImageNet's values
+    shown = _shown(weights, where)
+    kind = source_kind = facts.kind or _kind(weights)
     if random_decoder:
         if kind != "encoder":
-            todo = "leave the flag out"
-            raise InputError(where, expected="an encoder alone for a random decoder", found=f"a {kind}", todo=todo)
+            expected, todo = "an encoder without decoder, to add a random one", "leave out --random-decoder"
+            raise InputError(where, expected=expected, found=f"a {kind}", todo=todo)
         kind = "mae"
-    fields = {**shown, **told.fields, **{n: v for n, v in settings.items() if n not in BESIDES}}
-    fields.setdefault("decoder_embed_dim", ModelConfig().decoder_embed_dim)
-    widths = [("num_heads", "embed_dim", HEADS)]
-    if kind == "mae":
-        widths.append(("decoder_num_heads", "decoder_embed_dim", DECODER_HEADS))
-    for name, width, published in widths:
-        if name in fields:
-            continue
-        if fields[width] not in published:
-            found = f"{width} {fields[width]}, which is none of {', '.join(map(str, published))}"
-            todo = f"tell it: `mae convert SRC DST --set {name}=...`, or {name}=... in Python"
-            raise InputError(where, expected=f"{name}, which no shape shows", found=found, todo=todo)
-        fields[name] = published[fields[width]]
-        assumed.append(f"{name} {fields[name]}: the published models' of {width} {fields[width]}")
-    if kind != "mae":  # a decoder that is not there must fit its own defaults, whatever the encoder is
-        fields = {n: v for n, v in fields.items() if not n.startswith("decoder_") or n in told.fields}
+    given = {**facts.fields, **{name: value for name, value in settings.items() if name not in CARD_SETTINGS}}
+    fields = {"decoder_embed_dim": ModelConfig().decoder_embed_dim, **shown, **given}
+    assumed: list[str] = []
+
+    def assume(name: str, value: Any, reason: str) -> Any:
+        assumed.append(f"{name} {json.dumps(value)}: {reason}")
+        return value
+
+    widths = [("num_heads", "embed_dim", HEADS), ("decoder_num_heads", "decoder_embed_dim", DECODER_HEADS)]
+    for name, width, published in widths if kind == "mae" else widths[:1]:
+        if name not in fields:
+            value = fields[width]
+            if value not in published:
+                found = f"weights of {width} {value}, whose shapes do not show it"
+                todo = f"pass it: `mae convert SRC DST --set {name}=...`, or {name}=... in Python"
+                raise InputError(where, expected=name, found=found, todo=todo)
+            fields[name] = assume(name, published[value], f"as in the published models of {width} {value}")
+    if kind != "mae":  # the defaults of the decoder that is not there have to fit each other, whatever the encoder is
+        fields = {n: v for n, v in fields.items() if not n.startswith("decoder_") or n in facts.fields}
     elif "norm_pix_loss" not in fields:
-        fields["norm_pix_loss"] = True
-        assumed.append("norm_pix_loss true: the file does not say (tell it: --set norm_pix_loss=...)")
+        reason = "the file does not say (change it: --set norm_pix_loss=false)"
+        fields["norm_pix_loss"] = assume("norm_pix_loss", True, reason)
     if kind == "encoder":
         fields.setdefault("pool", "cls")
-    for name in IMAGENET if others else ():
-        if name not in fields:
-            values = ", ".join(map(str, IMAGENET[name]))
-            assumed.append(f"{name} [{values}]: ImageNet's; many ViTs have 0.5 (tell it: --set {name}=[0.5,0.5,0.5])")
-    grid, size = _grid(weights["pos_embed"].shape[1] - 1, fields["patch_size"], told, settings, where)
-    fields["image_size"] = size
-    mask_ratio = settings.get("mask_ratio", told.mask_ratio)
+    for name in IMAGENET:
+        if source_kind != "mae" and name not in fields:  # all published MAEs use ImageNet's values, other ViTs differ
+            reason = f"ImageNet's; many ViTs have 0.5 (change it: --set {name}=[0.5,0.5,0.5])"
+            fields[name] = assume(name, IMAGENET[name], reason)
+    grid, fields["image_size"] = _grid(weights["pos_embed"].shape[1] - 1, fields["patch_size"], facts, settings, where)
+    mask_ratio = settings.get("mask_ratio", facts.mask_ratio)
     if kind == "mae" and mask_ratio is None:
-        mask_ratio = 0.75
-        assumed.append("mask_ratio 0.75: the published models'")
-    classes = settings.get("classes", told.classes) if kind == "classifier" else None
+        mask_ratio = assume("mask_ratio", 0.75, "as in the published models")
+    values = {
+        "kind": kind,
+        "classes": settings.get("classes", facts.classes) if kind == "classifier" else None,
+        "mask_ratio": mask_ratio if kind == "mae" else None,
+    }
     try:
-        model = ModelConfig.model_validate(fields)
-        card = ModelCard.model_validate(
-            {"kind": kind, "model": model, "classes": classes, "mask_ratio": mask_ratio if kind == "mae" else None}
-        )
+        return Architecture(ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))  # of a union's branch
+        # pydantic puts the branch of a union into the path: `constrained-int`
+        key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))
         expected, found = first["msg"], repr(first["input"])
-        if first["type"] == "value_error":  # of a validator, which says itself what it expected and got
+        if first["type"] == "value_error":  # our validators' messages contain both
             expected, found = "sizes that fit", str(first["ctx"]["error"])
-        todo = "correct what is told, or give a model that fits"
+        todo = "correct the setting, or give a supported model"
         raise InputError(f"{where}: {key}".rstrip(": "), expected=expected, found=found, todo=todo) from None
-    return Architecture(card, grid, assumed)
 
 
 def _kind(weights: Mapping[str, np.ndarray]) -> str:
@@ -159,10 +161,9 @@ def _kind(weights: Mapping[str, np.ndarray]) -> str:
 
 
 def _shown(weights: Mapping[str, np.ndarray], where: object) -> dict[str, Any]:
-    """ModelConfig's fields that shapes show."""
-    names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-    ranks = dict(zip(names, (3, 3, 4, 2)))
-    missing = [name for name in names if name not in weights or weights[name].ndim != ranks[name]]
+    """Return the fields of ModelConfig that the shapes show."""
+    ranks = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    missing = [name for name, rank in ranks.items() if name not in weights or weights[name].ndim != rank]
     if missing:
         found = f"no {', '.join(missing)} among {', '.join(sorted(weights)[:8]) or 'nothing'}, ..."
         todo = "give a checkpoint of facebookresearch/mae, timm, Hugging Face or this project"
@@ -193,28 +194,28 @@ def _depth(weights: Mapping[str, np.ndarray], stack: str) -> int:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """A ratio of which int(dim * ratio) is `hidden` again."""
+    """Return the ratio for which int(dim * ratio) is exactly `hidden`."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else float(np.nextafter(ratio, math.inf))
 
 
 def _grid(
-    patches: int, patch_size: int, told: Told, settings: Mapping[str, Any], where: object
+    patches: int, patch_size: int, facts: Facts, settings: Mapping[str, Any], where: object
 ) -> tuple[tuple[int, int], Any]:
-    """Grid of the position embedding that the file holds, and the image size that is asked for.
+    """Return the grid of the file's position embedding, and the requested image size.
 
-    A file that tells no size has a square grid; where the caller's size has as many patches, it is the file's own.
+    If the file does not say its image size, it is the requested size when that has as many patches, else a square.
     """
-    asked = settings.get("image_size", told.fields.get("image_size"))
-    own = told.fields.get("image_size")
+    own = facts.fields.get("image_size")
+    asked = settings.get("image_size", own)
     side = math.isqrt(patches)
     if own is None and asked is not None and math.prod(_cells(asked, patch_size)) == patches:
         own = asked
     if own is None and side * side == patches:
         own = side * patch_size
     if own is None:
-        todo = "tell it: `mae convert SRC DST --set image_size='[height, width]'`, or image_size=... in Python"
-        found = f"a position embedding of {patches} patches, which is no square"
+        todo = "pass it: `mae convert SRC DST --set image_size='[height, width]'`, or image_size=... in Python"
+        found = f"a position embedding of {patches} patches, which is not a square"
         raise InputError(where, expected="an image size", found=found, todo=todo)
     return _cells(own, patch_size), asked if asked is not None else own
 
@@ -222,5 +223,6 @@ def _grid(
 def _cells(size: Any, patch_size: int) -> tuple[int, int]:
     height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
     if not isinstance(height, int) or not isinstance(width, int):
-        raise InputError("image_size", expected="a side, or [height, width]", found=repr(size), todo="correct it")
+        todo = "correct it"
+        raise InputError("image_size", expected="a number, or [height, width]", found=repr(size), todo=todo)
     return height // patch_size, width // patch_size

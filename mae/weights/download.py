@@ -1,7 +1,7 @@
-"""One file over HTTP(S): with progress, continued where an earlier attempt was cut off.
+"""Downloads one file over HTTP(S), and resumes a download that was interrupted.
 
-<file>.part       what has arrived
-<file>.part.json  of which address and which version (ETag, Last-Modified) it is the beginning
+<file>.part       the bytes that have arrived
+<file>.part.json  the address and the version (ETag or Last-Modified) of the file that they belong to
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 
 from datasets.base.files import write_json
 
-SECONDS = 30.0  # without a byte from the server
-ATTEMPTS = 5  # in a row that bring nothing; the first of a call is the last where nobody answers
-PAUSE = 1.0
+SECONDS = 30.0  # longest wait for a byte from the server
+ATTEMPTS = 5  # attempts in a row without a new byte; only one if no byte has arrived in this call
+PAUSE = 1.0  # seconds before the next attempt, doubled after each without a new byte
+PROGRESS_SECONDS = 10.0  # between two lines of progress
 BLOCK = 1 << 18
 NETWORK_ERRORS = (
     urllib.error.URLError,
@@ -35,14 +36,14 @@ NETWORK_ERRORS = (
 
 
 def download(address: str, path: Path) -> None:
-    """Fetch `address` into `path`, which appears when it is complete.
+    """Download `address` to `path`, which exists only when it is complete.
 
-    A cut connection is taken up again at once, an interrupted call by the next one: only the rest is asked for, and
-    only if the file is still the same (If-Range). A server that knows no ranges, or has another file by now, is read
-    from the start. An address that begins with https is never left for one that does not.
+    If the connection ends early, the rest is requested at once; if the process ends, the next call requests it. The
+    rest is used only if the server's file has not changed (If-Range). The download starts over if it has changed or if
+    the server does not support ranges. A redirect from https to http is refused.
 
     Raises:
-        one of NETWORK_ERRORS: there was no (complete) answer. What has arrived is kept for the next call.
+        one of NETWORK_ERRORS: the server did not answer completely. The bytes so far are kept for the next call.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part, facts = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
@@ -63,30 +64,32 @@ def download(address: str, path: Path) -> None:
 
 
 def _fetch_rest(address: str, part: Path, facts: Path) -> None:
-    known, have = _read_facts(facts), _size(part)
+    known, have = _known_version(facts, address), _size(part)
     request = urllib.request.Request(address, headers={"Accept-Encoding": "identity", "User-Agent": "maeflow"})
-    validator = known.get("etag") or known.get("last_modified")
-    if have and validator and known.get("address") == address:
+    if have and known:
         request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", validator)
-    opener = urllib.request.build_opener(_StaySecure)
+        request.add_header("If-Range", known)
     try:
-        answer = opener.open(request, timeout=SECONDS)
+        answer = urllib.request.build_opener(_StaySecure).open(request, timeout=SECONDS)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not request.has_header("Range"):
             raise
-        part.unlink()  # it is no beginning of what the server has
+        part.unlink()  # the server's file is shorter than the part
         _fetch_rest(address, part, facts)
         return
     with answer:
         start, total = _extent(answer)
         if start not in (0, have):
             raise http.client.HTTPException(f"asked for bytes {have}-, got {answer.headers['Content-Range']}")
+        progress = _Progress(Path(urlsplit(address).path).name, start, total)
         with part.open("ab" if start else "wb") as file:
-            if not start:  # the file is empty by now, so the facts never speak of another version's bytes
-                write_json(facts, {"address": address, **_version(answer.headers)})
-            _copy(answer, file, _Progress(Path(urlsplit(address).path).name, start, total))
+            if not start:  # the part is empty now, so the facts cannot describe bytes of another version
+                write_json(facts, {"address": address, "version": _version(answer.headers)})
+            while block := answer.read1(BLOCK):
+                file.write(block)
+                progress.add(len(block))
             os.fsync(file.fileno())
+        progress.show()
     if total is not None and _size(part) != total:
         if _size(part) > total:
             part.unlink()
@@ -94,7 +97,7 @@ def _fetch_rest(address: str, part: Path, facts: Path) -> None:
 
 
 def _extent(answer: Any) -> tuple[int, int | None]:
-    """At which byte the answer's body starts and how long the whole file is."""
+    """Return the first byte of the answer's body and the length of the whole file."""
     if answer.status == http.HTTPStatus.PARTIAL_CONTENT:
         span, _, total = answer.headers["Content-Range"].removeprefix("bytes ").partition("/")
         return int(span.split("-")[0]), int(total) if total != "*" else None
@@ -102,30 +105,23 @@ def _extent(answer: Any) -> tuple[int, int | None]:
     return 0, int(length) if length is not None else None
 
 
-def _version(headers: Message) -> dict[str, str | None]:
-    """What names this version of the file; a weak ETag does not promise the same bytes."""
-    etag = headers["ETag"]
-    strong = etag if etag is not None and not etag.startswith("W/") else None
-    return {"etag": strong, "last_modified": headers["Last-Modified"]}
+def _version(headers: Message) -> str | None:
+    """Return the ETag, or the date of the last change. A weak ETag does not guarantee the same bytes."""
+    etag: str | None = headers["ETag"]
+    return etag if etag is not None and not etag.startswith("W/") else headers["Last-Modified"]
 
 
-def _copy(answer: Any, file: IO[bytes], progress: _Progress) -> None:
-    while block := answer.read1(BLOCK):
-        file.write(block)
-        progress.add(len(block))
-    progress.end()
+def _known_version(facts: Path, address: str) -> str | None:
+    """Return the version that the part belongs to; none if it is unknown or the part is of another address."""
+    try:
+        found = json.loads(facts.read_text())
+        return found["version"] if found["address"] == address else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
-
-
-def _read_facts(facts: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(facts.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 class _StaySecure(urllib.request.HTTPRedirectHandler):
@@ -138,25 +134,19 @@ class _StaySecure(urllib.request.HTTPRedirectHandler):
 
 
 class _Progress:
-    """A line on stderr: renewed in place on a terminal, a new one every ten seconds in a log."""
+    """Prints the progress to stderr every PROGRESS_SECONDS and at the end."""
 
     def __init__(self, name: str, start: int, total: int | None) -> None:
-        self.name, self.done, self.total = name, start, total
-        self.began, self.start = time.monotonic(), start
-        self.terminal = sys.stderr.isatty()
-        self.shown = self.began if not self.terminal else 0.0
+        self.name, self.start, self.done, self.total = name, start, start, total
+        self.began = self.shown = time.monotonic()
 
     def add(self, count: int) -> None:
         self.done += count
-        if time.monotonic() - self.shown > (0.2 if self.terminal else 10.0):
-            self.shown = time.monotonic()
-            self._show("")
+        if time.monotonic() - self.shown > PROGRESS_SECONDS:
+            self.show()
 
-    def end(self) -> None:
-        self._show("\n" if self.terminal else "")
-
-    def _show(self, end: str) -> None:
-        rate = (self.done - self.start) / 1e6 / max(time.monotonic() - self.began, 1e-3)
+    def show(self) -> None:
+        self.shown = time.monotonic()
+        rate = (self.done - self.start) / 1e6 / max(self.shown - self.began, 1e-3)
         share = f" of {self.total / 1e6:.0f} MB ({100 * self.done / self.total:.0f} %)" if self.total else " MB"
-        line = f"{self.name}: {self.done / 1e6:.0f}{share}, {rate:.1f} MB/s"
-        print(f"\r{line}" if self.terminal else line, end=end if self.terminal else "\n", file=sys.stderr, flush=True)
+        print(f"{self.name}: {self.done / 1e6:.0f}{share}, {rate:.1f} MB/s", file=sys.stderr, flush=True)

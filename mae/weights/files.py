@@ -1,7 +1,7 @@
-"""Files that hold weights: torch, safetensors and MindSpore, as name -> array and what the file says besides.
+"""Reads and writes weight files of torch, safetensors and MindSpore.
 
-Nothing in a file is executed: torch files are read with `weights_only`, and the one class that is let in beside
-tensors is `argparse.Namespace`, in which upstream keeps its arguments.
+No code in a file is executed: torch files are read with `weights_only`. The only class that is allowed apart from
+tensors is `argparse.Namespace`, because upstream stores its arguments in one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from datasets.base.files import atomic_write
 from mae.model.card import ModelCard
 
 TORCH, SAFETENSORS, MINDSPORE = (".pth", ".pt", ".bin"), ".safetensors", ".ckpt"
-CARD = "maeflow"  # key of the card in every kind of file
-_NESTS = ("model", "state_dict", "module")  # where training scripts put the weights
+FORMATS = ", ".join([*TORCH, SAFETENSORS, MINDSPORE])
+CARD = "maeflow"  # key of the card in all formats
+_NESTS = ("model", "state_dict", "module")  # keys under which training scripts store the weights
 
-_MOMENTS = ("adam_m.", "adam_v.", "moment1.", "moment2.")  # in training checkpoints that MindFormers wrote
+# Parameters in training checkpoints of MindFormers that are not weights
+_MOMENTS = ("adam_m.", "adam_v.", "moment1.", "moment2.")
 _COUNTERS = {
     *("beta1_power", "beta2_power", "global_step", "current_iterator_step", "last_overflow_iterator_step"),
     *("scale_sense", "learning_rate", "epoch_num", "step_num", "loss_scale"),
@@ -39,41 +41,45 @@ _COUNTERS = {
 
 
 class WeightFile(NamedTuple):
-    """What one file holds."""
+    """The content of a file."""
 
     weights: dict[str, np.ndarray]
     card: Optional[ModelCard] = None
-    args: Mapping[str, Any] = MappingProxyType({})  # of the training script, in upstream's files
-    changed: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
+    args: Mapping[str, Any] = MappingProxyType({})  # arguments of the training script, in upstream's files
+    changed: tuple[str, ...] = ()  # tensors with another type than in the file
+    dropped: tuple[str, ...] = ()  # entries that are not weights
 
 
 def read_file(path: Path) -> WeightFile:
-    """Every tensor of a file; halves become float32, which is exact.
+    """Return the content of a weight file. Types of 16 bits become float32, which is exact.
 
     Raises:
-        InputError: the file is missing, damaged, of no known suffix, or holds something that would have to be executed.
+        InputError: the file is missing or damaged, its suffix is unknown, or it contains code.
     """
     if not path.is_file():
         raise InputError(path, expected="a weight file", found="no such file", todo="check the path")
     readers = {SAFETENSORS: _read_safetensors, MINDSPORE: _read_mindspore, **dict.fromkeys(TORCH, _read_torch)}
     if path.suffix not in readers:
-        known = ", ".join([*TORCH, SAFETENSORS, MINDSPORE])
-        raise InputError(path, expected=f"one of {known}", found=path.suffix or "no suffix", todo="rename the file")
+        found = path.suffix or "no suffix"
+        raise InputError(path, expected=f"one of {FORMATS}", found=found, todo="rename the file")
     file = readers[path.suffix](path)
-    weights, changed = _float32(file.weights)
+    weights, changed = dict(file.weights), list(file.changed)
+    for name, value in weights.items():  # integers (counters) stay
+        if np.issubdtype(value.dtype, np.floating) and value.dtype != np.float32:
+            changed.append(f"{name}: {value.dtype} -> float32")
+            weights[name] = value.astype(np.float32)
     broken = [name for name, value in weights.items() if value.dtype == np.float32 and not np.isfinite(value).all()]
     if broken:
-        todo = "give a checkpoint from before the run diverged"
-        raise InputError(path, expected="finite weights", found=f"NaN or infinity in {', '.join(broken)}", todo=todo)
-    return file._replace(weights=weights, changed=(*file.changed, *changed))
+        found, todo = f"NaN or infinity in {', '.join(broken)}", "give a checkpoint from before the run diverged"
+        raise InputError(path, expected="finite weights", found=found, todo=todo)
+    return file._replace(weights=weights, changed=tuple(changed))
 
 
 def write_file(path: Path, weights: Mapping[str, np.ndarray], card: ModelCard) -> None:
-    """Write weights and card as the suffix says, atomically.
+    """Write weights and card atomically, in the format of the path's suffix.
 
     Raises:
-        InputError: no such format, or a torch file without torch.
+        InputError: the suffix is unknown, or torch is needed and not installed.
     """
     text = card.model_dump_json()
     whole = {name: np.asarray(value, order="C") for name, value in weights.items()}
@@ -84,9 +90,8 @@ def write_file(path: Path, weights: Mapping[str, np.ndarray], card: ModelCard) -
     elif path.suffix == MINDSPORE:
         _write_mindspore(path, whole, text)
     else:
-        known = ", ".join([*TORCH, SAFETENSORS, MINDSPORE])
-        todo = "choose the format by the suffix; a folder has none"
-        raise InputError(path, expected=f"one of {known}", found=path.suffix, todo=todo)
+        todo = "use the suffix of a format, or none to write a Hugging Face folder"
+        raise InputError(path, expected=f"one of {FORMATS}", found=path.suffix, todo=todo)
 
 
 def _read_safetensors(path: Path) -> WeightFile:
@@ -98,8 +103,8 @@ def _read_safetensors(path: Path) -> WeightFile:
             if "BF16" not in kinds.values():
                 return WeightFile({name: file.get_tensor(name) for name in names}, card)
             weights = {name: file.get_tensor(name) for name in names if kinds[name] != "BF16"}
-        for name, entry in deserialize(path.read_bytes()):  # NumPy has no bfloat16: the upper half of a float32
-            if name not in weights:
+        for name, entry in deserialize(path.read_bytes()):
+            if name not in weights:  # NumPy has no bfloat16, which is the upper half of a float32
                 halves = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
                 weights[name] = halves.view(np.float32).reshape(entry["shape"])
     except (OSError, SafetensorError) as error:
@@ -117,9 +122,9 @@ def _read_torch(path: Path) -> WeightFile:
     except pickle.UnpicklingError as error:
         todo = "save the state dict alone: torch.save(model.state_dict(), path)"
         names = re.findall(r"GLOBAL (\S+)", str(error))  # the rest of torch's text advises to execute the file
-        found = f"other objects: {', '.join(names)}" if names else "a pickle that may execute code, or no torch file"
-        raise InputError(path, expected="tensors and nothing to execute", found=found, todo=todo) from None
-    except Exception as error:  # torch's unpickler raises KeyError, IndexError and others for what is no torch file
+        found = f"other objects: {', '.join(names)}" if names else "a pickle that may contain code, or another format"
+        raise InputError(path, expected="only tensors", found=found, todo=todo) from None
+    except Exception as error:  # torch's unpickler raises KeyError, IndexError and others for files of other formats
         found = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(path, expected="a torch file", found=found, todo="fetch it again") from None
     if not isinstance(content, Mapping):
@@ -181,9 +186,7 @@ def _write_mindspore(path: Path, weights: Mapping[str, np.ndarray], card: str) -
     import mindspore as ms
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(
-        f"{path.name}.partial-{uuid.uuid4().hex[:8]}{MINDSPORE}"
-    )  # MindSpore insists on the suffix
+    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}{MINDSPORE}")  # MindSpore needs the suffix
     try:
         entries = [{"name": name, "data": ms.Tensor(value)} for name, value in weights.items()]
         ms.save_checkpoint(entries, str(partial), append_dict={CARD: card})
@@ -199,26 +202,14 @@ def _card(text: object, path: Path) -> ModelCard | None:
     try:
         return ModelCard.model_validate(json.loads(str(text)))
     except (ValueError, ValidationError) as error:
-        todo = "convert the original again"
-        found = str(error).splitlines()[0]
-        raise InputError(path, expected="a model description of this release", found=found, todo=todo) from None
-
-
-def _float32(weights: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Floating-point tensors as float32; integers (counters) as they are."""
-    found, changed = {}, []
-    for name, value in weights.items():
-        if np.issubdtype(value.dtype, np.floating) and value.dtype != np.float32:
-            changed.append(f"{name}: {value.dtype} -> float32")
-            value = value.astype(np.float32)
-        found[name] = value
-    return found, changed
+        found, todo = str(error).splitlines()[0], "convert the original file again"
+        raise InputError(path, expected="a model card of this version", found=found, todo=todo) from None
 
 
 def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        todo = "pip install -e '.[torch]' -c constraints.txt where maeflow lies"
-        raise InputError(path, expected="torch, which reads and writes such files", found="none", todo=todo) from None
+        todo = "run pip install -e '.[torch]' -c constraints.txt in the folder of maeflow"
+        raise InputError(path, expected="torch, to read or write this file", found="no torch", todo=todo) from None
     return torch

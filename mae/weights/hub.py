@@ -1,9 +1,10 @@
-"""Published weights by name: downloaded once, checked, converted, then read from the cache.
+"""Finds published weights by name. They are downloaded once, checked, converted and then read from the cache.
 
 $MAE_HOME (default ~/.cache/maeflow)
-    <name>/model.safetensors, source.json    converted weights; where they come from and their digests
-    downloads/<file>                         what is being downloaded, or what a user without internet puts there
-$MAE_MIRROR                                  takes the place of PUBLISHER in the addresses
+    <name>/model.safetensors, source.json    the converted weights; their source and digests
+    downloads/<file>                         a download that is not finished, or a file that a user without internet
+                                             put there
+$MAE_MIRROR                                  address of a server to use instead of PUBLISHER
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple, Optional
 
-from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
-from datasets.base.files import write_json
+from datasets.base.files import PathLike, write_json
 from datasets.base.lock import exclusive
 from mae.config.sections import ModelConfig
+from mae.runs.checkpoint import digest_once
+from mae.runs.model_file import model_file
+from mae.weights.convert import convert
 from mae.weights.download import NETWORK_ERRORS, download
 
 PUBLISHER = "https://dl.fbaipublicfiles.com/mae"
@@ -31,24 +34,25 @@ logger = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
-    """A file of weights and what is in it."""
+    """A published file of weights and the model in it."""
 
-    file: str  # below the publisher's or the mirror's address
+    file: str  # path below the publisher's or the mirror's address
     kind: Literal["mae", "encoder", "classifier"]
     model: ModelConfig
-    md5: Optional[str] = None  # first digits, where the publisher states them
+    md5: Optional[str] = None  # first digits, if the publisher states them
 
     @property
     def address(self) -> str:
-        """Where it is downloaded from."""
+        """The address that the file is downloaded from."""
         return f"{_publisher()}/{self.file}"
 
 
 def _published() -> dict[str, Published]:
-    """All names.
+    """Return all published files by name.
 
-    Sources, all of facebookresearch/mae: README and FINETUNE.md for encoders, classifiers and their digests; issue 8
-    for the `full` files, whose models reconstruct normalised pixels; issue 3 for `visualize`, which show plain ones.
+    Sources, all in the repository facebookresearch/mae: README and FINETUNE.md for encoders, classifiers and their
+    digests; its issue 8 for the `full` files, which predict normalised pixels; its issue 3 for the `visualize` files,
+    which predict plain pixels.
     """
     sizes = {
         "base_p16": ModelConfig(),
@@ -74,11 +78,26 @@ def _published() -> dict[str, Published]:
 KNOWN = _published()
 
 
-def known(name: str) -> Published:
-    """What is published under a name.
+def find_weights(name_or_path: PathLike) -> Path:
+    """Return the model file of a published name, which is downloaded at its first use, or of a path.
 
     Raises:
-        InputError: nothing is.
+        InputError: it is neither a published name nor the path of a model.
+    """
+    return fetch(str(name_or_path)) if is_name(name_or_path) else model_file(Path(name_or_path))
+
+
+def is_name(name_or_path: PathLike) -> bool:
+    """Return whether this can only be a name: it has no slash and no suffix, and no such file or folder exists."""
+    text = str(name_or_path)
+    return "/" not in text and not Path(text).suffix and not Path(text).exists()
+
+
+def known(name: str) -> Published:
+    """Return the published file of a name.
+
+    Raises:
+        InputError: there is none.
     """
     if name in KNOWN:
         return KNOWN[name]
@@ -88,17 +107,17 @@ def known(name: str) -> Published:
 
 
 def home() -> Path:
-    """The cache's folder."""
+    """Return the folder of the cache."""
     return Path(os.environ.get("MAE_HOME") or "~/.cache/maeflow").expanduser()
 
 
 def fetch(name: str) -> Path:
-    """The model file of a known name, from the cache or else from its publisher.
+    """Return the model file of a published name, from the cache or else from its publisher.
 
-    Safe where several processes ask at once. The cached file is compared with its recorded SHA-256 on every call.
+    Several processes may call this at the same time. The cached file is compared with its recorded SHA-256.
 
     Raises:
-        InputError: the name is unknown, the file cannot be downloaded, or it is not what was published.
+        InputError: the name is unknown, the file cannot be downloaded, or it is not the published one.
     """
     published = known(name)
     folder = home() / name
@@ -106,48 +125,41 @@ def fetch(name: str) -> Path:
         fault = _fault(folder)
         if fault is not None:
             if (folder / MODEL).exists():
-                logger.warning("%s: made again: %s", folder / MODEL, fault)
+                logger.warning("%s: converting it again: %s", folder / MODEL, fault)
             _make(published, folder)
     return folder / MODEL
 
 
 def _fault(folder: Path) -> str | None:
-    """Why the cached model cannot be used; none if it can."""
+    """Return why the cached model cannot be used; none if it can."""
     try:
         recorded = json.loads((folder / SOURCE).read_text())["model_sha256"]
-        if file_digest(folder / MODEL) != recorded:
-            return "it has other content than was written"
+        if digest_once(folder / MODEL) != recorded:
+            return "its content has changed since it was written"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def _make(published: Published, folder: Path) -> None:
-    """Download unless the file is there already, check, convert; what was downloaded is not kept after that."""
-    from mae.weights.convert import convert
-
+    """Download, check and convert a file. A file that the user put into downloads/ is used, and is not deleted."""
     file = home() / "downloads" / Path(published.file).name
-    put_there = file.is_file()
-    if not put_there:
+    given = file.is_file()
+    if not given:
         _download(published, file)
     try:
         facts = _checked(published, file)
         partial = folder / f"partial-{MODEL}"
-        convert(file, partial, settings=_settings(published))
+        decoder = ["decoder_num_heads", "norm_pix_loss"] if published.kind == "mae" else []
+        convert(file, partial, settings={name: getattr(published.model, name) for name in ["num_heads", *decoder]})
         partial.replace(folder / MODEL)
-        write_json(folder / SOURCE, {**facts, "model_sha256": file_digest(folder / MODEL)})
-    except InputError:
-        if not put_there:
+        write_json(folder / SOURCE, {**facts, "model_sha256": digest_once(folder / MODEL)})
+    except InputError:  # not the published weights; after another error, the next call need not download it again
+        if not given:
             file.unlink(missing_ok=True)
         raise
-    if not put_there:
+    if not given:
         file.unlink()
-
-
-def _settings(published: Published) -> dict[str, Any]:
-    """What the weights themselves do not tell."""
-    names = ["num_heads", "decoder_num_heads", "norm_pix_loss"] if published.kind == "mae" else ["num_heads"]
-    return {name: getattr(published.model, name) for name in names}
 
 
 def _download(published: Published, file: Path) -> None:
@@ -165,28 +177,24 @@ def _download(published: Published, file: Path) -> None:
         ) from None
 
 
-def _checked(published: Published, file: Path) -> dict[str, Any]:
-    """Where the file comes from and its digests.
+def _checked(published: Published, file: Path) -> dict[str, str | int]:
+    """Return the source, the digests and the size of a file.
 
     Raises:
-        InputError: it is not the published one.
+        InputError: it is not the published file.
     """
+    md5 = hashlib.md5(usedforsecurity=False)
     with file.open("rb") as content:
-        md5 = hashlib.md5(usedforsecurity=False)
         for block in iter(lambda: content.read(1 << 20), b""):
             md5.update(block)
     if published.md5 is not None and not md5.hexdigest().startswith(published.md5):
-        raise InputError(
-            file,
-            expected=f"MD5 {published.md5}... as published",
-            found=f"MD5 {md5.hexdigest()}",
-            todo=f"fetch it again from {published.address}",
-        )
+        expected, todo = f"MD5 {published.md5}... as published", f"fetch it again from {published.address}"
+        raise InputError(file, expected=expected, found=f"MD5 {md5.hexdigest()}", todo=todo)
     return {
         "address": published.address,
         "licence": LICENCE,
         "md5": md5.hexdigest(),
-        "sha256": file_digest(file),
+        "sha256": digest_once(file),
         "bytes": file.stat().st_size,
     }
 
@@ -194,6 +202,6 @@ def _checked(published: Published, file: Path) -> dict[str, Any]:
 def _publisher() -> str:
     mirror = os.environ.get("MAE_MIRROR", "").rstrip("/")
     if mirror and not mirror.startswith(("https://", "http://")):
-        todo = f"set the address that stands for {PUBLISHER}, or unset it"
+        todo = f"set it to the address of a copy of {PUBLISHER}, or unset it"
         raise InputError("MAE_MIRROR", expected="an http(s) address", found=repr(mirror), todo=todo)
     return mirror or PUBLISHER

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json and preprocessor_config.json of ViT and ViTMAE: what they say of a model, and ours."""
+"""Reads and writes config.json and preprocessor_config.json of Hugging Face's ViT and ViTMAE."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
 from mae.model.card import ModelCard
-from mae.weights.architecture import IMAGENET, Told
+from mae.weights.architecture import IMAGENET, Facts
 
 KINDS = {
     "ViTMAEForPreTraining": "mae",
@@ -16,9 +16,9 @@ KINDS = {
     "ViTModel": "encoder",
     "ViTMAEModel": "encoder",
 }
-LAYER_NORM_EPS = 1e-12  # transformers' default, where upstream and timm have 1e-6
+LAYER_NORM_EPS = 1e-12  # transformers' default; upstream and timm use 1e-6
 _GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-_FIELDS = {  # ours: theirs
+_FIELDS = {  # our key: theirs
     "image_size": "image_size",
     "embed_dim": "hidden_size",
     "depth": "num_hidden_layers",
@@ -31,7 +31,7 @@ _DECODER_FIELDS = {
     "decoder_num_heads": "decoder_num_attention_heads",
     "norm_pix_loss": "norm_pix_loss",
 }
-_DEFAULTS: dict[str, Any] = {  # of transformers' ViTConfig and ViTMAEConfig: config.json may leave them out
+_DEFAULTS: dict[str, Any] = {  # of transformers' ViTConfig and ViTMAEConfig, for keys that config.json does not have
     "image_size": 224,
     "patch_size": 16,
     "hidden_size": 768,
@@ -49,11 +49,11 @@ _DEFAULTS: dict[str, Any] = {  # of transformers' ViTConfig and ViTMAEConfig: co
 }
 
 
-def told_by(config: Mapping[str, Any], where: object) -> Told:
-    """What config.json says.
+def facts_from_config(config: Mapping[str, Any], where: object) -> Facts:
+    """Return what config.json says about the model.
 
     Raises:
-        InputError: it describes another model than a ViT or a ViTMAE, or one with parts that ours does not have.
+        InputError: the model is not a ViT or a ViTMAE, or uses an option that ours does not have.
     """
     values = {**_DEFAULTS, **config}
     names = config.get("architectures") or []
@@ -70,7 +70,7 @@ def told_by(config: Mapping[str, Any], where: object) -> Told:
         ("head_dim", values.get("head_dim"), values.get("head_dim", head_dim) in (None, head_dim), f"{head_dim}"),
     ):
         if not right:
-            todo = "give a model that this project's ViT can be"
+            todo = "give a model with this value; other variants are not supported"
             raise InputError(f"{where}: {key}", expected=expected, found=repr(found), todo=todo)
     fields = {ours: values[theirs] for ours, theirs in _FIELDS.items()}
     fields.update(patch_size=patch, gelu=_GELU[values["hidden_act"]])
@@ -82,20 +82,20 @@ def told_by(config: Mapping[str, Any], where: object) -> Told:
     labels = config.get("id2label")
     classes = [str(labels[key]) for key in sorted(labels, key=int)] if labels else None
     if classes == [f"LABEL_{number}" for number in range(len(classes or []))]:
-        classes = None  # transformers' filling for names that nobody gave
-    return Told(fields, kind=KINDS[names[0]] if names else None, classes=classes, mask_ratio=values.get("mask_ratio"))
+        classes = None  # transformers writes these if nobody named the classes
+    return Facts(fields, kind=KINDS[names[0]] if names else None, classes=classes, mask_ratio=values.get("mask_ratio"))
 
 
-def told_by_preprocessor(config: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """ModelConfig's fields in preprocessor_config.json, with the defaults of transformers' ViTImageProcessor.
+def fields_from_preprocessor(config: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Return pixel_mean and pixel_std of preprocessor_config.json, with ViTImageProcessor's defaults.
 
     Raises:
-        InputError: pixels are scaled to something else than 0 to 1 before they are normalised, or a value is no colour.
+        InputError: pixels are not scaled to 0..1 before they are normalised, or a value is out of range.
     """
     values = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, **config}
     factor = values["rescale_factor"] if values["do_rescale"] else 1
     if not isinstance(factor, (int, float)) or abs(factor * 255 - 1) > 1e-3:
-        todo = "correct it, or remove the file and tell pixel_mean and pixel_std"
+        todo = "correct it, or remove the file and pass pixel_mean and pixel_std"
         raise InputError(f"{where}: rescale_factor", expected="1/255", found=str(factor), todo=todo)
     if not values["do_normalize"]:
         return {"pixel_mean": (0, 0, 0), "pixel_std": (1, 1, 1)}
@@ -111,7 +111,7 @@ def told_by_preprocessor(config: Mapping[str, Any], where: object) -> dict[str, 
 
 
 def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
-    """preprocessor_config.json of a ViTImageProcessor that normalises as the model does and resizes to its size."""
+    """Return preprocessor_config.json of a ViTImageProcessor that resizes and normalises images for this model."""
     height, width = config.image_shape
     return {
         "image_processor_type": "ViTImageProcessor",
@@ -127,10 +127,10 @@ def preprocessor_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def config_json(card: ModelCard) -> dict[str, Any]:
-    """config.json of ViTMAEForPreTraining, ViTForImageClassification or ViTModel (without pooler), by the card's kind.
+    """Return config.json of ViTMAEForPreTraining, ViTForImageClassification or ViTModel (without pooler).
 
     Raises:
-        InputError: Hugging Face's classifier cannot be this one.
+        InputError: the classifier has a part that Hugging Face's does not have.
     """
     config = card.model
     if card.kind == "classifier" and (config.pool, config.head) != ("cls", "linear"):
@@ -152,9 +152,8 @@ def config_json(card: ModelCard) -> dict[str, Any]:
     }
     if card.kind == "mae":
         values.update({theirs: getattr(config, ours) for ours, theirs in _DECODER_FIELDS.items()})
-        values["decoder_intermediate_size"] = int(
-            config.decoder_embed_dim * (config.decoder_mlp_ratio or config.mlp_ratio)
-        )
+        ratio = config.decoder_mlp_ratio or config.mlp_ratio
+        values["decoder_intermediate_size"] = int(config.decoder_embed_dim * ratio)
         values["mask_ratio"] = card.mask_ratio or 0.75
     if card.kind == "classifier":
         names = card.classes or [f"LABEL_{number}" for number in range(len(card.labels))]

@@ -1,13 +1,13 @@
-"""Names that other projects give the same weights, and what they are called here.
+"""Maps the weight names of other projects to ours and back, and lists the shapes that a model's weights have.
 
 Our names are the state-dict keys of facebookresearch/mae and timm, so those need no mapping. A mapping never drops a
-key: what it does not know keeps its name, for the check against `shapes` to name it as unexpected.
+weight: a name that it does not know stays as it is, and the comparison with `shapes` reports it as unexpected.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ _HF_SINGLE = {
     "decoder.decoder_norm": "decoder_norm",
     "decoder.decoder_pred": "decoder_pred",
 }
-# Three spellings: published files; what save_pretrained of transformers 5 writes; a transformers 5 model in memory.
+# Three spellings: published files, files that save_pretrained of transformers 5 writes, its models in memory.
 _HF_STACKS = {
     "encoder.layer": "blocks",
     "layers": "blocks",
@@ -59,7 +59,7 @@ _HF_STACK = re.compile(rf"({'|'.join(map(re.escape, _HF_STACKS))})\.(\d+)\.(.+)\
 _MF_SINGLE = {
     "cls_tokens": "cls_token",
     "mask_tokens": "mask_token",
-    "sincos_pos_embedding": "pos_embed",  # the pre-training net's own name; converted files have pos_embed
+    "sincos_pos_embedding": "pos_embed",  # in pre-training checkpoints; converted files have pos_embed
 }
 _MF_BLOCK = {
     "layernorm1": "norm1",
@@ -72,13 +72,13 @@ _MF_BLOCK = {
     "output.projection": "mlp.fc2",
 }
 _MF_TRANSPOSED = ("attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")  # stored (in, out)
-_MF_STACK = re.compile(r"(blocks|decoder_blocks)\.(\d+)\.(.+)\.(weight|bias)")
+_STACK = re.compile(r"(blocks|decoder_blocks)\.(\d+)\.(.+)\.(weight|bias)")
 
 _QKV = re.compile(r"((?:decoder_)?blocks\.\d+\.)q\.(weight|bias)")
 
 
 def detect(names: Mapping[str, object]) -> Layout:
-    """Which project's names these are; what is of none is taken for upstream's and fails by name later."""
+    """Return the layout that uses these names; `upstream` for unknown ones, which `differences` reports later."""
     if any("patch_embeddings.projection" in name for name in names):
         return "hugging_face"
     if any(name.removeprefix("vit.") == "cls_tokens" for name in names):
@@ -87,13 +87,13 @@ def detect(names: Mapping[str, object]) -> Layout:
 
 
 def to_ours(weights: Mapping[str, np.ndarray], layout: Layout) -> Weights:
-    """Rename a file's tensors; q, k and v are stacked to one (3 D, D) matrix, transposed ones turned."""
+    """Return a file's tensors under our names: q, k and v stacked to (3 D, D), linear weights as (out, in)."""
     if layout == "upstream":
         return dict(weights)
     rename = _from_hugging_face if layout == "hugging_face" else _from_mindformers
     origins = {name: rename(name) for name in weights}
     found = {ours: weights[name] for name, ours in origins.items()}
-    if len(found) < len(origins):  # two spellings of one weight: which is meant cannot be known
+    if len(found) < len(origins):  # two spellings of one weight: we cannot know which is right
         return dict(weights)
     if layout == "mindformers":
         for name in found:
@@ -103,16 +103,16 @@ def to_ours(weights: Mapping[str, np.ndarray], layout: Layout) -> Weights:
 
 
 def to_hugging_face(weights: Mapping[str, np.ndarray], *, prefixed: bool) -> Weights:
-    """Our names -> those of files that Hugging Face publishes, which transformers 4 and 5 load.
+    """Return weights under the names of the files that Hugging Face publishes, which transformers 4 and 5 load.
 
-    `prefixed` puts `vit.` before the encoder, as in models with something on top of it.
+    `prefixed` adds `vit.` to the encoder's names, as in models with a decoder or a head.
     """
     singles = {ours: theirs for theirs, ours in _HF_SINGLE.items()}
     inner = {ours: theirs for theirs, ours in _HF_BLOCK.items()}
     stacks = {"blocks": "encoder.layer", "decoder_blocks": "decoder.decoder_layers"}
     found: Weights = {}
     for name, value in weights.items():
-        match = re.fullmatch(r"(blocks|decoder_blocks)\.(\d+)\.(.+)\.(weight|bias)", name)
+        match = _STACK.fullmatch(name)
         if match is None:
             stem, kind = (name, "") if name in singles else name.rsplit(".", 1)
             parts = {singles[stem] + (f".{kind}" if kind else ""): value}
@@ -127,47 +127,39 @@ def to_hugging_face(weights: Mapping[str, np.ndarray], *, prefixed: bool) -> Wei
 
 
 def shapes(card: ModelCard) -> dict[str, tuple[int, ...]]:
-    """Every weight of a model and its shape: of the MAE, of a classifier, or of an encoder with its final norm."""
+    """Return the shape of each weight of a MAE, of a classifier, or of an encoder with its final norm."""
     config = card.model
-    dim, patch = config.embed_dim, config.patch_size
+    dim, patch, width = config.embed_dim, config.patch_size, config.decoder_embed_dim
     tokens = 1 + config.grid[0] * config.grid[1]
     found: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, dim),
         "pos_embed": (1, tokens, dim),
         "patch_embed.proj.weight": (dim, 3, patch, patch),
         "patch_embed.proj.bias": (dim,),
-        **_stack_shapes("blocks", config.depth, dim, config.mlp_ratio),
+        **_stack("blocks", config.depth, dim, config.mlp_ratio),
+        **_norm("fc_norm" if card.kind == "classifier" and config.pool == "mean" else "norm", dim),
     }
     if card.kind == "classifier":
-        found.update(_norm("fc_norm" if config.pool == "mean" else "norm", dim))
         if config.head == "batch_norm":
-            found.update(
-                {"head.0.running_mean": (dim,), "head.0.running_var": (dim,), "head.0.num_batches_tracked": ()}
-            )
-        found.update(_linear("head.1" if config.head == "batch_norm" else "head", dim, len(card.labels)))
-        return found
-    found.update(_norm("norm", dim))
+            found |= {"head.0.running_mean": (dim,), "head.0.running_var": (dim,), "head.0.num_batches_tracked": ()}
+        found |= _linear("head.1" if config.head == "batch_norm" else "head", dim, len(card.labels))
     if card.kind == "mae":
-        width = config.decoder_embed_dim
-        found.update(
-            {
-                **_linear("decoder_embed", dim, width),
-                "mask_token": (1, 1, width),
-                "decoder_pos_embed": (1, tokens, width),
-                **_stack_shapes(
-                    "decoder_blocks", config.decoder_depth, width, config.decoder_mlp_ratio or config.mlp_ratio
-                ),
-                **_norm("decoder_norm", width),
-                **_linear("decoder_pred", width, 3 * patch * patch),
-            }
-        )
+        ratio = config.decoder_mlp_ratio or config.mlp_ratio
+        found |= {
+            **_linear("decoder_embed", dim, width),
+            "mask_token": (1, 1, width),
+            "decoder_pos_embed": (1, tokens, width),
+            **_stack("decoder_blocks", config.decoder_depth, width, ratio),
+            **_norm("decoder_norm", width),
+            **_linear("decoder_pred", width, 3 * patch * patch),
+        }
     return found
 
 
 def differences(
     weights: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], may_miss: Collection[str] = ()
 ) -> str:
-    """Every missing, unexpected and mis-shaped weight by name; empty where there is none."""
+    """Return the names of all missing, unexpected and mis-shaped weights as text; an empty text if there are none."""
     misshapen = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name])}"
         for name in sorted(set(expected) & set(weights))
@@ -196,7 +188,7 @@ def _from_hugging_face(name: str) -> str:
 
 def _from_mindformers(name: str) -> str:
     bare = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix("vit.")))
-    match = _MF_STACK.fullmatch(bare)
+    match = _STACK.fullmatch(bare)
     if match is None:
         return _MF_SINGLE.get(bare, bare)
     stack, number, layer, kind = match.groups()
@@ -217,17 +209,17 @@ def _stack_qkv(weights: Weights) -> Weights:
     return {**{name: value for name, value in weights.items() if name not in used}, **stacked}
 
 
-def _stack_shapes(stack: str, depth: int, dim: int, mlp_ratio: float) -> dict[str, tuple[int, ...]]:
-    return {f"{stack}.{i}.{name}": shape for i in range(depth) for name, shape in _block(dim, int(dim * mlp_ratio))}
-
-
-def _block(dim: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield from _norm("norm1", dim).items()
-    yield from _linear("attn.qkv", dim, 3 * dim).items()
-    yield from _linear("attn.proj", dim, dim).items()
-    yield from _norm("norm2", dim).items()
-    yield from _linear("mlp.fc1", dim, hidden).items()
-    yield from _linear("mlp.fc2", hidden, dim).items()
+def _stack(stack: str, depth: int, dim: int, mlp_ratio: float) -> dict[str, tuple[int, ...]]:
+    hidden = int(dim * mlp_ratio)
+    block = {
+        **_norm("norm1", dim),
+        **_linear("attn.qkv", dim, 3 * dim),
+        **_linear("attn.proj", dim, dim),
+        **_norm("norm2", dim),
+        **_linear("mlp.fc1", dim, hidden),
+        **_linear("mlp.fc2", hidden, dim),
+    }
+    return {f"{stack}.{number}.{name}": shape for number in range(depth) for name, shape in block.items()}
 
 
 def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:

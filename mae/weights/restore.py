@@ -1,4 +1,4 @@
-"""Models from checkpoints of any layout: what is missing or does not fit is named, nothing is loaded by halves."""
+"""Makes MindSpore models of checkpoints in any layout. A model is loaded completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mae.config.sections import ComputeConfig, ModelConfig
 from mae.device.context import DEFAULT_COMPUTE
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer
-from mae.weights.convert import Loaded, read
+from mae.weights.convert import read
 from mae.weights.layouts import differences, shapes
 
 ENCODER_SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-FRESH = ("fc_norm.", "head.")  # of a classifier on a pre-trained encoder
+FRESH = ("fc_norm.", "head.")  # parameters of a classifier that a pre-trained encoder does not have
 
 Settings = Optional[Mapping[str, Any]]
 Model = Union[MaskedAutoencoder, VisionTransformer]
@@ -27,10 +27,10 @@ Model = Union[MaskedAutoencoder, VisionTransformer]
 def load_parameters(
     model: nn.Cell, weights: Mapping[str, np.ndarray], *, source: object, may_miss: Collection[str] = ()
 ) -> None:
-    """Copy weights into a model's parameters of the same names and shapes.
+    """Copy weights into the model's parameters of the same names.
 
     Raises:
-        InputError: a parameter outside `may_miss` has no weight, a weight has no parameter, or a shape differs.
+        InputError: a parameter that is not in `may_miss` has no weight, a weight has no parameter, or a shape differs.
     """
     parameters = {p.name: p for p in model.get_parameters()}
     faults = differences(weights, {name: tuple(p.shape) for name, p in parameters.items()}, may_miss)
@@ -42,61 +42,24 @@ def load_parameters(
             parameter.set_data(Tensor(weights[name]))
 
 
-def load_model(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> Model:
-    """The model in a checkpoint of any kind, its card at `model.card`; `settings` as of `convert.read`."""
-    return _model(read(path, settings=settings), path, compute)
+def load_model(
+    path: Path,
+    kinds: Collection[str] = ("mae", "encoder", "classifier"),
+    *,
+    settings: Settings = None,
+    compute: ComputeConfig = DEFAULT_COMPUTE,
+) -> Model:
+    """Return the model in a checkpoint of any layout, with its card as `model.card`.
 
-
-def load_mae(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> MaskedAutoencoder:
-    """The masked autoencoder in a checkpoint."""
-    model = _model(_read(path, settings, ("mae",)), path, compute)
-    assert isinstance(model, MaskedAutoencoder)
-    return model
-
-
-def load_classifier(
-    path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE
-) -> VisionTransformer:
-    """The classifier in a checkpoint."""
-    model = _model(_read(path, settings, ("classifier",)), path, compute)
-    assert isinstance(model, VisionTransformer)
-    return model
-
-
-def load_encoder(path: Path, *, settings: Settings = None, compute: ComputeConfig = DEFAULT_COMPUTE) -> Model:
-    """What has `encode` (tokens of whole images after the final norm): a MAE itself, an encoder without head."""
-    return _model(_read(path, settings, ("mae", "encoder")), path, compute)
-
-
-def classifier_from_mae(
-    path: Path, num_classes: int, config: ModelConfig, *, drop_path: float, compute: ComputeConfig = DEFAULT_COMPUTE
-) -> VisionTransformer:
-    """A classifier on a pre-trained encoder, of a MAE or alone: its head is fresh, the decoder stays behind.
-
-    With mean pooling the encoder's final norm stays behind too, and a fresh one stands before the head (upstream's
-    fine-tuning); with cls it is kept. Another image size than the checkpoint's interpolates its position embedding.
+    Args:
+        kinds: the kinds of models that are accepted.
+        settings: as in `mae.weights.convert.read`.
 
     Raises:
-        InputError: `config` is of another encoder than the checkpoint.
+        InputError: the checkpoint cannot be read, or is of another kind.
     """
-    loaded = _read(path, {"image_size": config.image_size}, ("mae", "encoder"))
-    found = loaded.card.model
-    for name in ENCODER_SIZES:
-        if getattr(found, name) != getattr(config, name):
-            expected = f"{name} {getattr(config, name)}, as the config's model has"
-            todo = f"set model.{name} to the checkpoint's"
-            raise InputError(path, expected=expected, found=str(getattr(found, name)), todo=todo)
-    found = found.model_copy(update={"pool": config.pool, "head": config.head, "crop_pct": config.crop_pct})
-    model = VisionTransformer(found, num_classes, drop_path=drop_path, compute=compute)
-    names = {p.name for p in model.get_parameters()}
-    encoder = loaded.card.model_copy(update={"kind": "encoder"})
-    weights = {name: loaded.weights[name] for name in shapes(encoder) if name in names}
-    load_parameters(model, weights, source=path, may_miss=[name for name in names if name.startswith(FRESH)])
-    return model
-
-
-def _model(loaded: Loaded, source: Path, compute: ComputeConfig) -> Model:
-    card = loaded.card
+    card, weights = read(path, settings=settings)
+    _check_kind(path, card.kind, kinds)
     model: Model
     if card.kind == "mae":
         model = MaskedAutoencoder(card.model, compute=compute)
@@ -104,18 +67,63 @@ def _model(loaded: Loaded, source: Path, compute: ComputeConfig) -> Model:
         model = VisionTransformer(card.model.model_copy(update={"pool": "cls"}), 0, compute=compute)
     else:
         model = VisionTransformer(card.model, len(card.labels), compute=compute)
-    load_parameters(model, loaded.weights, source=source)
+    load_parameters(model, weights, source=path)
     model.card = card
     return model
 
 
-def _read(path: Path, settings: Settings, kinds: tuple[str, ...]) -> Loaded:
-    loaded = read(path, settings=settings)
-    kind = loaded.card.kind
+def load_mae(path: Path, *, settings: Settings = None) -> MaskedAutoencoder:
+    """Return the masked autoencoder in a checkpoint."""
+    model = load_model(path, ("mae",), settings=settings)
+    assert isinstance(model, MaskedAutoencoder)
+    return model
+
+
+def load_classifier(path: Path, *, settings: Settings = None) -> VisionTransformer:
+    """Return the classifier in a checkpoint."""
+    model = load_model(path, ("classifier",), settings=settings)
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+def load_encoder(path: Path, *, settings: Settings = None) -> Model:
+    """Return a model with `encode` (tokens of whole images after the final norm): a MAE, or an encoder alone."""
+    return load_model(path, ("mae", "encoder"), settings=settings)
+
+
+def classifier_from_mae(
+    path: Path, num_classes: int, config: ModelConfig, *, drop_path: float, compute: ComputeConfig = DEFAULT_COMPUTE
+) -> VisionTransformer:
+    """Return a classifier with the pre-trained encoder of a checkpoint and a new head. A decoder is not loaded.
+
+    With mean pooling, a new norm before the head replaces the encoder's final norm, as in upstream's fine-tuning. With
+    `pool: cls` the final norm is kept. The position embedding is interpolated to the config's image size.
+
+    Raises:
+        InputError: the config's encoder has other sizes than the checkpoint's.
+    """
+    card, loaded = read(path, settings={"image_size": config.image_size})
+    _check_kind(path, card.kind, ("mae", "encoder"))
+    for name in ENCODER_SIZES:
+        wanted, found = getattr(config, name), getattr(card.model, name)
+        if found != wanted:
+            expected, todo = f"{name} {wanted}, as the config's model has", f"set model.{name} to the checkpoint's"
+            raise InputError(path, expected=expected, found=str(found), todo=todo)
+    sizes = card.model.model_copy(update={"pool": config.pool, "head": config.head, "crop_pct": config.crop_pct})
+    model = VisionTransformer(sizes, num_classes, drop_path=drop_path, compute=compute)
+    names = {p.name for p in model.get_parameters()}
+    encoder = card.model_copy(update={"kind": "encoder"})
+    weights = {name: loaded[name] for name in shapes(encoder) if name in names}
+    load_parameters(model, weights, source=path, may_miss=[name for name in names if name.startswith(FRESH)])
+    return model
+
+
+def _check_kind(path: Path, kind: str, kinds: Collection[str]) -> None:
     if kind in kinds:
-        return loaded
-    if kind == "encoder" and "mae" in kinds:
-        todo = "put an untrained decoder on it if that is meant: mae convert SRC DST --random-decoder"
-        raise InputError(path, expected="a mae checkpoint", found="an encoder checkpoint without decoder", todo=todo)
+        return
+    expected, found = f"a {' or '.join(kinds)} checkpoint", f"a {kind} checkpoint"
     todo = "give a checkpoint of the other task" if kinds == ("classifier",) else "give a pre-training checkpoint"
-    raise InputError(path, expected=f"a {' or '.join(kinds)} checkpoint", found=f"a {kind} checkpoint", todo=todo)
+    if kind == "encoder" and "mae" in kinds:
+        found = "an encoder checkpoint without decoder"
+        todo = "to add an untrained decoder: mae convert SRC DST --random-decoder"
+    raise InputError(path, expected=expected, found=found, todo=todo)

@@ -1,11 +1,11 @@
-"""`mae plan`'s hours beside runs that are really made, on the shipped images and this CPU.
+"""Compares the hours that `mae plan` predicts with runs on the shipped images and this CPU.
 
     python -m tests.benchmarks.bench_plan [--rounds 3]
 
-Prints, for models of several sizes, the planned and the measured time of an epoch (the median over a run's epochs but
-the first, in which the graph is compiled) and their ratio, after each round. A run stands between two plans, whose mean
-is taken: a machine whose speed drifts is the same for both. How far apart the two were is printed as well, as their
-median ratio; where it is not near 1 the machine is too restless for this. Not a test: no number is checked.
+Prints, after each round and for models of several sizes, the planned and the measured time of an epoch and their ratio.
+The measured time is the median over a run's epochs without the first, in which the graph is compiled. The planned time
+is the mean of one plan before and one after the run, so that both see the same drift of the machine's speed. The median
+ratio of the two plans is printed too: if it is not near 1, the machine is too busy for this. Nothing is checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datasets.sample import unpack_sample
 from mae.config.load import load_config
 from mae.config.sections import Config
 from mae.data import prepare
-from mae.planning.estimate import plan
+from mae.planning import estimate
 from mae.train import train
 
 CASES = {  # changes of the demo's job
@@ -64,7 +64,7 @@ def _summary(case: str, times: list[tuple[float, float, float]]) -> str:
 
 def _planned_seconds(config: Config) -> float:
     """Of an epoch of pre-training."""
-    return plan(config).value("pretrain", "time") * 3600 / EPOCHS
+    return estimate(config).value("pretrain", "time") * 3600 / EPOCHS
 
 
 def _epoch_seconds(run_dir: Path) -> float:

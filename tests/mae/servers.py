@@ -1,4 +1,4 @@
-"""Real HTTP servers on this machine, and connections that are really cut."""
+"""HTTP servers on this machine, and a proxy that cuts connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 
 class Served:
-    """A folder served by Starlette, which knows ranges; `requests` are (path, Range header) in order."""
+    """Serves a folder with Starlette, which supports ranges. `requests` has (path, Range header) of each request."""
 
     def __init__(self, folder):
         self.requests = []
@@ -48,7 +48,7 @@ class Served:
 
 @contextlib.contextmanager
 def served_without_ranges(folder):
-    """The standard library's server, which answers every request with the whole file; gives its address."""
+    """Serve a folder without ranges: each answer is the whole file. Yields the server's address."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -57,7 +57,7 @@ def served_without_ranges(folder):
 
 
 class Cut:
-    """Stands before a server on `port`; connection n ends with a reset, or is left hanging, after `after[n]` bytes."""
+    """A proxy of the server on `port`: after `after[n]` bytes, connection n is reset, or hangs if `hang`."""
 
     def __init__(self, port, after, *, hang=False):
         self.port, self.after, self.hang = port, list(after), hang
@@ -91,7 +91,7 @@ class Cut:
                     self.reached.set()
                     while self.hang:
                         time.sleep(0.1)
-                    time.sleep(0.2)  # let the client read, as a reset throws away what it has not
+                    time.sleep(0.2)  # let the client read first: a reset discards bytes that it has not read
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     break
         client.close()

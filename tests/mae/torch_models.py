@@ -1,4 +1,4 @@
-"""The other side of conversion and parity: models in torch and transformers with random weights."""
+"""Models of torch and transformers with random weights, for tests of conversion and parity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TINY_DECODER = {
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0, spread: float = 1.0) -> nn.Module:
-    """Give every parameter a part in the output: biases, norms, tokens and position embeddings too."""
+    """Randomise all parameters, also biases, norms, tokens and position embeddings, so that each affects the output."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if not value.is_floating_point():
@@ -41,21 +41,30 @@ def randomise(model: nn.Module, seed: int = 0, spread: float = 1.0) -> nn.Module
 
 
 def hf_mae(seed: int = 0, **config):
-    """ViTMAEForPreTraining."""
+    """Return a ViTMAEForPreTraining."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     return randomise(ViTMAEForPreTraining(ViTMAEConfig(**{**TINY_HF, **TINY_DECODER, **config})), seed)
 
 
 def hf_classifier(seed: int = 0, labels: int = 5, **config):
-    """ViTForImageClassification."""
+    """Return a ViTForImageClassification."""
     from transformers import ViTConfig, ViTForImageClassification
 
     return randomise(ViTForImageClassification(ViTConfig(**{**TINY_HF, **config}, num_labels=labels)), seed)
 
 
+def published_weights(sizes, seed=0):
+    """Return a random state dict with upstream's keys."""
+    from mae.model.mae import MaskedAutoencoder
+
+    rng = np.random.default_rng(seed)
+    parameters = MaskedAutoencoder(sizes).get_parameters()
+    return {p.name: torch.from_numpy(rng.standard_normal(p.shape, np.float32) * 0.05) for p in parameters}
+
+
 def images(shape: tuple[int, int], count: int = 2, seed: int = 0) -> np.ndarray:
-    """Normalised images (N, 3, H, W) float32."""
+    """Return normalised images, float32 (N, 3, H, W)."""
     return np.random.default_rng(seed).standard_normal((count, 3, *shape)).astype(np.float32)
 
 

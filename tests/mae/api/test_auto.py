@@ -31,7 +31,7 @@ def test_a_names_sizes_need_no_download(name, values, monkeypatch):
     assert (c.patch_size, c.embed_dim, c.depth, c.num_heads, c.norm_pix_loss, c.num_classes) == values
 
 
-def test_sizes_come_from_configs_and_runs_too(trained, tiny, tiny_yaml):
+def test_sizes_come_from_configs_and_runs(trained, tiny, tiny_yaml):
     assert AutoConfig.from_pretrained(tiny_yaml) == tiny.model
     assert AutoConfig.from_pretrained(trained.run_dir) == tiny.model
     assert AutoConfig.from_pretrained(str(trained.checkpoint)) == tiny.model
@@ -83,8 +83,8 @@ def upstream_file(path, *, decoder):
 @pytest.mark.parametrize(("decoder", "kind"), [(True, MaskedAutoencoder), (False, VisionTransformer)])
 def test_upstreams_files_give_what_is_in_them(tmp_path, decoder, kind):
     expected = upstream_file(tmp_path / "w.pth", decoder=decoder)
-    told = {"num_heads": 2, **({"decoder_num_heads": 2, "norm_pix_loss": True} if decoder else {})}
-    model = AutoModel.from_pretrained(tmp_path / "w.pth", **told)
+    given = {"num_heads": 2, **({"decoder_num_heads": 2, "norm_pix_loss": True} if decoder else {})}
+    model = AutoModel.from_pretrained(tmp_path / "w.pth", **given)
     assert type(model) is kind
     assert model.card.kind == ("mae" if decoder else "encoder")
     for parameter in model.get_parameters():
@@ -94,8 +94,8 @@ def test_upstreams_files_give_what_is_in_them(tmp_path, decoder, kind):
 
 def test_another_image_size_interpolates_the_position_embedding(tmp_path):
     upstream_file(tmp_path / "w.pth", decoder=True)
-    told = {"num_heads": 2, "decoder_num_heads": 2, "norm_pix_loss": True}
-    model = AutoModel.from_pretrained(tmp_path / "w.pth", image_size=32, **told)
+    given = {"num_heads": 2, "decoder_num_heads": 2, "norm_pix_loss": True}
+    model = AutoModel.from_pretrained(tmp_path / "w.pth", image_size=32, **given)
     assert model.pos_embed.shape == (1, 17, 32)
 
 
@@ -116,7 +116,7 @@ def test_from_config_gives_a_classifier_where_there_are_classes():
         ("a dict", lambda p: AutoModel.from_config(json.loads("{}")), "config: expected a ModelConfig, found dict"),
     ],
 )
-def test_what_is_no_model_is_named(tmp_path, name, call, message):
+def test_a_missing_or_wrong_model_is_named(tmp_path, name, call, message):
     with pytest.raises(InputError) as error:
         call(tmp_path)
     assert message in str(error.value), name

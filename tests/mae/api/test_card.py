@@ -1,7 +1,7 @@
-"""The snippets of the MindFormers model card and of this project's design, as a user runs them.
+"""Runs the code of MindFormers' model card and of this project's documentation, each in a process, as a user does.
 
-Only the import lines differ from the card, and the address of its picture, which a server here has. The weights are a
-random ViT-B/16 in the layout of the published `full` file, served under the published path.
+Only the import lines and the address of the picture differ from the card. A local server has the picture, and a random
+ViT-B/16 in the layout and under the path of the published `full` file.
 """
 
 import os
@@ -15,9 +15,10 @@ from PIL import Image
 from datasets.sample import unpack_sample
 from mae.config.sections import ModelConfig
 from tests.mae.servers import Served
-from tests.mae.weights.test_hub import published_weights
 
 torch = pytest.importorskip("torch")
+
+from tests.mae.torch_models import published_weights  # noqa: E402
 
 HEAD = """
 import mindspore
@@ -63,7 +64,7 @@ LENGTH = """overrides=["pretrain.epochs=2", "pretrain.warmup_epochs=1",
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with imageNet-1k/ in it, a mirror of the published file and the card's picture; gives run(code)."""
+    """A folder with imageNet-1k/, and a server of the published file and of the picture; gives run(code)."""
     folder = tmp_path_factory.mktemp("card")
     (folder / "site" / "pretrain").mkdir(parents=True)
     file = folder / "site" / "pretrain" / "mae_pretrain_vit_base_full.pth"
@@ -81,7 +82,7 @@ def place(tmp_path_factory):
         }
 
         def run(code, **changed):
-            """What a process prints that executes `code` in the folder."""
+            """Execute `code` in a process in the folder; return what it prints."""
             process = subprocess.run(
                 [sys.executable, "-c", code.replace("{site}", server.url)],
                 cwd=folder,
@@ -132,7 +133,7 @@ print(found["info"])
     assert Image.open(place.folder / path).size == (224, 224)
 
 
-def test_trainer_predicts_by_published_weights(place):
+def test_trainer_predicts_with_published_weights(place):
     names = HEAD.replace("{names}", "Trainer, load_image")
     printed = place(names + TRAINER + PREDICT + "print(mae_trainer.config.model_dump_json())")
     assert "'data': <PIL.Image.Image" in printed
@@ -140,8 +141,8 @@ def test_trainer_predicts_by_published_weights(place):
     assert [path for path, _ in place.requests].count("/pretrain/mae_pretrain_vit_base_full.pth") == 1
 
 
-def test_trainer_trains_and_predicts_by_what_it_trained(place):
-    """The card's lines with a smaller model and a shorter recipe: ViT-B/16 for 800 epochs is no test."""
+def test_trainer_trains_and_predicts_with_the_trained_model(place):
+    """The card's lines with a smaller model and a shorter recipe."""
     smaller = TRAINER.replace("model='mae_vit_base_p16',", f"model=small, {LENGTH}")
     assert smaller != TRAINER
     code = HEAD.replace("{names}", "Trainer, load_image") + SMALL + smaller + TRAIN
@@ -153,7 +154,7 @@ def test_trainer_trains_and_predicts_by_what_it_trained(place):
     assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [10]  # 80 images / 16 * 2 epochs
 
 
-def test_the_python_interface_of_the_design(place):
+def test_the_documented_python_interface(place):
     code = """
 from mae import AutoConfig, AutoModel, Trainer, pipeline
 AutoModel.from_pretrained("mae_vit_base_p16")

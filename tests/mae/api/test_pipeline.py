@@ -1,4 +1,4 @@
-"""pipeline(task, model)(images): what comes back, for every kind of image and model."""
+"""pipeline(task, model)(images): its results for each kind of image and model."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ WIDE = ModelConfig(
 
 
 def patches(pixels):
-    """WIDE's (row, y, column, x, channel)."""
+    """Return pixels as (row, y, column, x, channel) of WIDE's patches."""
     return pixels.reshape(2, 7, 4, 7, 3)
 
 
@@ -94,13 +94,13 @@ def test_a_wide_model_reconstructs_plain_pixels(photo, tmp_path):
 
 
 def test_a_prediction_outside_the_range_is_clipped(photo):
-    """The decoder's last bias decides what is predicted: far above white, then far below black."""
+    """The bias of the decoder's last layer determines the prediction: far above white, then far below black."""
     from mindspore import Tensor
 
     for bias, value in ((50.0, 255), (-50.0, 0)):
         model = AutoModel.from_config(WIDE)
         model.decoder_pred.bias.set_data(Tensor(np.full(147, bias, np.float32)))
-        result = Reconstructor(model, 0.75)(load_image(photo), seed=0, digest="1")
+        result = Reconstructor(model)(load_image(photo), seed=0, digest="1")
         removed = (patches(result.masked) == 127).all((1, 3, 4))
         assert removed.sum() == 6
         assert (patches(result.filled).transpose(0, 2, 1, 3, 4)[removed] == value).all()
@@ -110,13 +110,13 @@ def test_a_prediction_outside_the_range_is_clipped(photo):
     ("mean", "std"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.4, 0.3), (0.5, 0.25, 0.125))]
 )
 def test_a_mean_prediction_has_the_patches_own_mean(photo, mean, std):
-    """Normalised pixels: a decoder that predicts 0 everywhere gives each removed patch its own mean."""
+    """With norm_pix_loss, a decoder that predicts 0 gives each removed patch its own mean."""
     from mindspore import Tensor
 
     model = AutoModel.from_config(WIDE.model_copy(update={"norm_pix_loss": True, "pixel_mean": mean, "pixel_std": std}))
     for parameter in model.decoder_pred.get_parameters():
         parameter.set_data(Tensor(np.zeros(parameter.shape, np.float32)))
-    result = Reconstructor(model, 0.75)(load_image(photo), seed=0, digest="1")
+    result = Reconstructor(model)(load_image(photo), seed=0, digest="1")
     means = patches(result.original).astype(float) / 255
     spread, shift = np.array(std), np.array(mean)
     normal = ((means - shift) / spread).mean((1, 3, 4))  # one mean for all channels of a patch, as upstream has it
@@ -129,7 +129,7 @@ def test_a_mean_prediction_has_the_patches_own_mean(photo, mean, std):
 
 
 def test_plain_pixels_are_those_of_the_models_own_scale(photo):
-    """A decoder that predicts 1 everywhere paints the model's mean plus one standard deviation."""
+    """A decoder that predicts 1 gives the model's pixel mean plus one standard deviation."""
     from mindspore import Tensor
 
     model = AutoModel.from_config(
@@ -138,7 +138,7 @@ def test_plain_pixels_are_those_of_the_models_own_scale(photo):
     for parameter in model.decoder_pred.get_parameters():
         value = float(parameter.name.endswith("bias"))
         parameter.set_data(Tensor(np.full(parameter.shape, value, np.float32)))
-    result = Reconstructor(model, 0.75)(load_image(photo), seed=0, digest="1")
+    result = Reconstructor(model)(load_image(photo), seed=0, digest="1")
     removed = (patches(result.masked) == 127).all((1, 3, 4))
     assert removed.sum() == 6
     painted = patches(result.filled).transpose(0, 2, 1, 3, 4)[removed].reshape(-1, 3)
@@ -148,7 +148,7 @@ def test_plain_pixels_are_those_of_the_models_own_scale(photo):
     assert result.loss == pytest.approx(error.mean(), rel=1e-5)
 
 
-def test_a_classifier_names_its_five_likeliest_classes(photo):
+def test_a_classifier_names_its_five_most_probable_classes(photo):
     from mindspore import Tensor
 
     model = VisionTransformer(WIDE, 7)
@@ -162,7 +162,7 @@ def test_a_classifier_names_its_five_likeliest_classes(photo):
     np.testing.assert_allclose([best["score"] for best in found[0]], expected, rtol=1e-4)
 
 
-def test_a_name_stands_for_the_weights_that_can_do_the_task():
+def test_a_published_name_becomes_that_of_weights_for_the_task():
     assert for_task("image_classification", "mae_vit_base_p16") == "mae_vit_base_p16_finetuned"
     assert for_task("image_classification", "mae_vit_base_p16_finetuned") == "mae_vit_base_p16_finetuned"
     assert for_task("masked_image_modeling", "mae_vit_base_p16") == "mae_vit_base_p16"
@@ -190,7 +190,7 @@ def test_a_name_stands_for_the_weights_that_can_do_the_task():
         ("an empty folder", lambda m, p: pipeline("masked_image_modeling", m)(p), "expected images, found none"),
     ],
 )
-def test_what_cannot_work_says_so(trained, tmp_path, name, call, message):
+def test_wrong_models_and_images_are_named(trained, tmp_path, name, call, message):
     with pytest.raises(InputError) as error:
         call(trained.run_dir, tmp_path)
     assert message in str(error.value), name

@@ -1,4 +1,4 @@
-"""Trainer: the recipe it takes, the data it finds, what it trains, measures and predicts by."""
+"""Trainer: its recipe, the data it finds, training, evaluation and prediction."""
 
 import shutil
 from pathlib import Path
@@ -74,7 +74,7 @@ def pretrained(small, images, workspace):
             {"batch_size": 16, "accum_iter": 128},
         ),
         (
-            "what is told stays",
+            "overrides take precedence",
             "image_classification",
             "mae_vit_huge_p14",
             ["finetune.accum_iter=3", "finetune.epochs=7"],
@@ -100,10 +100,10 @@ def test_it_trains_with_the_stages_and_the_workspace_of_the_pipeline(pretrained,
     assert Path(config["data"]["records"]).parent == (workspace / "records").resolve()
     assert len(list((workspace / "datasets").iterdir())) == 1
     again = Trainer("masked_image_modeling", small, images, overrides=SHORT, workspace=workspace).train()
-    assert again == result.model_copy(update={"reused": True})  # the root itself means the same data
+    assert again == result.model_copy(update={"reused": True})  # the parent folder has the same data
 
 
-def test_it_predicts_by_what_was_trained(pretrained, small, images, workspace, tmp_path):
+def test_it_predicts_with_the_trained_model(pretrained, small, images, workspace, tmp_path):
     trainer, result = pretrained
     picture = next((images / "val").rglob("*.JPEG"))
     later = Trainer("masked_image_modeling", small, images / "train", overrides=SHORT, workspace=workspace)
@@ -116,7 +116,7 @@ def test_it_predicts_by_what_was_trained(pretrained, small, images, workspace, t
         np.testing.assert_array_equal(np.asarray(found[0]["data"]), np.asarray(other["data"]))
 
 
-def test_it_measures_what_was_trained(pretrained):
+def test_it_evaluates_the_trained_model(pretrained):
     trainer, _ = pretrained
     found = trainer.evaluate(protocol="knn")
     assert [score.encoder for score in found.results] == ["pretrained", "random", "pixels"]
@@ -136,7 +136,7 @@ def test_fine_tuning_starts_from_the_models_weights(pretrained, images, workspac
     assert {entry["label"] for entry in best} <= {folder.name for folder in (images / "train").iterdir()}
 
 
-def test_train_and_val_may_lie_apart(small, images, workspace, tmp_path):
+def test_train_and_val_may_be_in_different_folders(small, images, workspace, tmp_path):
     for split in ("train", "val"):
         shutil.copytree(images / split, tmp_path / f"my-{split}-images")
     apart = [tmp_path / "my-train-images", tmp_path / "my-val-images"]
@@ -146,7 +146,7 @@ def test_train_and_val_may_lie_apart(small, images, workspace, tmp_path):
     assert index.name == "my-train-images"
 
 
-def test_class_folders_alone_hold_a_share_out(small, images, tmp_path):
+def test_a_share_of_class_folders_is_held_out(small, images, tmp_path):
     shutil.copytree(images / "train", tmp_path / "classes")
     trainer = Trainer("masked_image_modeling", small, tmp_path / "classes", workspace=tmp_path / "w")
     index = load_index(trainer._records())
@@ -192,13 +192,13 @@ def test_a_config_is_the_recipe(tiny_yaml, tiny, trained, records, tmp_path):
         ("sizes have no weights", lambda m, y, p: Trainer(model=m).predict(input_data="x.png"), "sizes only"),
     ],
 )
-def test_what_cannot_be_meant_is_named(small, tiny_yaml, tmp_path, name, call, message):
+def test_impossible_arguments_are_named(small, tiny_yaml, tmp_path, name, call, message):
     with pytest.raises(InputError) as error:
         call(small, tiny_yaml, tmp_path)
     assert message in str(error.value), name
 
 
-def test_nothing_trained_is_no_checkpoint(small, images, tmp_path):
+def test_without_training_there_is_no_checkpoint(small, images, tmp_path):
     trainer = Trainer("masked_image_modeling", small, images, overrides=SHORT, workspace=tmp_path)
     with pytest.raises(InputError, match=r"call train\(\) first"):
         trainer.predict(True, next((images / "val").rglob("*.JPEG")))

@@ -1,8 +1,11 @@
-"""Predictions: pictures and rows per image, the same for the same seed, nothing overwritten."""
+"""Predictions: a row and a picture per image, the same for the same seed; earlier ones are kept."""
 
+import functools
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,15 +13,37 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from mae.config.sections import ModelConfig
-from mae.evaluation.evaluate import evaluate
-from mae.prediction.predict import predict
+from mae.model.card import ModelCard
+from mae.prediction import predict, predictors
 from mae.prediction.predictors import from_patches, to_patches, to_pixels
 from mae.runs.checkpoint import MODEL
-from mae.runs.model_file import load_weights
-from mae.weights.convert import convert
+from mae.runs.model_file import load_weights, model_digest
+from mae.weights import convert, restore
+from tests.mae.made_weights import random_weights
 from tests.mae.servers import Served
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once():
+    """Load and compile each model once for all tests of this file."""
+    original = restore.load_model
+    load = functools.cache(lambda path, _digest: original(path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restore, "load_model", lambda path: load(path, model_digest(path)))
+        patch.setattr(predictors, "Reconstructor", functools.cache(predictors.Reconstructor))
+        yield
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny, tmp_path_factory):
+    """A classifier of 10 classes with random weights."""
+    card = ModelCard(kind="classifier", model=tiny.model, classes=[f"class {number}" for number in range(10)])
+    path = tmp_path_factory.mktemp("classifier") / "model.safetensors"
+    save_file(random_weights(card), path, metadata={"maeflow": card.model_dump_json()})
+    return path
 
 
 def test_reconstructions_show_original_masked_and_filled(trained, images, tmp_path):
@@ -43,7 +68,7 @@ def test_reconstructions_show_original_masked_and_filled(trained, images, tmp_pa
     assert [r["loss"] for r in other] != [r["loss"] for r in rows]
 
 
-def test_images_of_one_name_have_pictures_of_their_own(trained, images, tmp_path):
+def test_images_with_the_same_name_have_different_pictures(trained, images, tmp_path):
     source = next((images / "val").rglob("*.JPEG"))
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -53,10 +78,8 @@ def test_images_of_one_name_have_pictures_of_their_own(trained, images, tmp_path
     assert len(list((tmp_path / "out" / "reconstructions").iterdir())) == 2
 
 
-def test_a_classifier_names_five_classes(trained, records, images, tiny, tmp_path):
-    evaluate(trained.run_dir, records, protocol="finetune", config=tiny, workspace=tmp_path, out=tmp_path / "e")
-    (run,) = (tmp_path / "runs").iterdir()
-    found = predict(run, [images / "val"], tmp_path / "out")
+def test_a_classifier_names_five_classes(classifier, images, tmp_path):
+    found = predict(classifier, [images / "val"], tmp_path / "out")
     rows = pq.read_table(found.table).to_pylist()
     assert found.pictures is None
     assert len(rows) == 40
@@ -88,7 +111,7 @@ def test_pixels_are_clipped_not_wrapped():
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (1, 3), (3, 2)])
-def test_patches_of_any_grid_go_back_to_their_places(grid):
+def test_from_patches_inverts_to_patches(grid):
     pixels = np.arange(grid[0] * 2 * grid[1] * 2 * 3).reshape(grid[0] * 2, grid[1] * 2, 3)
     patches = to_patches(pixels, 2)
     assert patches[1].tolist() == pixels[:2, 2:4].ravel().tolist()  # the second patch of the first row
@@ -99,7 +122,7 @@ def table(found):
     return pq.read_table(found.table).to_pylist()
 
 
-def test_later_calls_add_and_destroy_nothing(trained, images, tmp_path):
+def test_later_calls_add_rows_and_pictures(trained, images, tmp_path):
     given = sorted((images / "val").rglob("*.JPEG"))
     first = predict(trained.run_dir, given[:3], tmp_path)
     pictures = {p: p.read_bytes() for p in first.pictures.iterdir()}
@@ -117,7 +140,7 @@ def test_later_calls_add_and_destroy_nothing(trained, images, tmp_path):
     assert predict(trained.run_dir, given[:5], tmp_path).reused
 
 
-def test_an_image_that_changed_under_its_name_keeps_its_earlier_picture(trained, images, tmp_path):
+def test_a_changed_image_keeps_its_earlier_picture(trained, images, tmp_path):
     one, other = sorted((images / "val").rglob("*.JPEG"))[:2]
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(one.read_bytes())
@@ -129,7 +152,7 @@ def test_an_image_that_changed_under_its_name_keeps_its_earlier_picture(trained,
     assert (tmp_path / "out" / earlier["image_file"]).is_file()
 
 
-def test_a_mask_follows_seed_and_content_not_the_place_in_the_call(trained, images, tmp_path):
+def test_a_mask_depends_on_seed_and_content_not_on_the_order(trained, images, tmp_path):
     given = sorted((images / "val").rglob("*.JPEG"))[:3]
     together = table(predict(trained.run_dir, given, tmp_path / "a"))
     alone = table(predict(trained.run_dir, given[2:], tmp_path / "b"))
@@ -137,13 +160,13 @@ def test_a_mask_follows_seed_and_content_not_the_place_in_the_call(trained, imag
 
 
 @pytest.mark.parametrize("damage", ["a newer version of the code", "a missing picture", "a changed picture"])
-def test_what_is_not_as_this_code_makes_it_is_made_again_in_place(trained, images, tmp_path, monkeypatch, damage):
+def test_outdated_or_damaged_predictions_are_replaced(trained, images, tmp_path, monkeypatch, damage):
     given = sorted((images / "val").rglob("*.JPEG"))[:2]
     found = predict(trained.run_dir, given, tmp_path)
     rows, picture = table(found), tmp_path / table(found)[0]["image_file"]
     content = picture.read_bytes()
     if damage == "a newer version of the code":
-        monkeypatch.setattr("mae.prediction.predict.VERSION", 1000)
+        monkeypatch.setattr(sys.modules["mae.prediction.predict"], "VERSION", 1000)
         rows = [{**row, "version": 1000} for row in rows]
     elif damage == "a missing picture":
         picture.unlink()
@@ -155,10 +178,10 @@ def test_what_is_not_as_this_code_makes_it_is_made_again_in_place(trained, image
     assert picture.read_bytes() == content
 
 
-def test_a_hugging_face_folder_that_says_something_else_predicts_again(trained, images, tmp_path):
+def test_a_changed_hugging_face_config_predicts_again(trained, images, tmp_path):
     folder = tmp_path / "hf"
     convert(trained.run_dir, folder)
-    save_file(load_weights(folder / MODEL), folder / MODEL)  # without our card, which would go before
+    save_file(load_weights(folder / MODEL), folder / MODEL)  # without our card, which would take precedence
     given = sorted((images / "val").rglob("*.JPEG"))[:1]
     (first,) = table(predict(folder, given, tmp_path / "out"))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
@@ -169,9 +192,24 @@ def test_a_hugging_face_folder_that_says_something_else_predicts_again(trained, 
     assert predict(folder, given, tmp_path / "out").reused
 
 
-def test_predictions_of_the_other_kind_are_not_mixed(trained, records, images, tiny, tmp_path):
-    evaluate(trained.run_dir, records, protocol="finetune", config=tiny, workspace=tmp_path, out=tmp_path / "e")
-    (classifier,) = (tmp_path / "runs").iterdir()
+def test_a_process_hashes_a_model_file_once(classifier, images, tmp_path, monkeypatch):
+    """Finding, loading and predicting each need the digest of the model file."""
+    model = Path(shutil.copy(classifier, tmp_path))
+    hashed = []
+
+    def counted(path):
+        hashed.append(Path(path))
+        return file_digest(path)
+
+    for module in ("mae.runs.checkpoint", "mae.weights.convert", "mae.prediction.predict"):
+        monkeypatch.setattr(sys.modules[module], "file_digest", counted, raising=False)
+    given = sorted((images / "val").rglob("*.JPEG"))[:2]
+    predict(model, given[:1], tmp_path / "a")
+    predict(model, given[1:], tmp_path / "b")
+    assert hashed.count(model) == 1
+
+
+def test_predictions_of_the_other_kind_are_not_mixed(trained, classifier, images, tmp_path):
     given = sorted((images / "val").rglob("*.JPEG"))[:2]
     first = predict(trained.run_dir, given, tmp_path / "out")
     with pytest.raises(InputError, match="choose another output directory"):
@@ -193,7 +231,7 @@ def test_an_address_is_an_image_too(trained, images, tmp_path, monkeypatch):
 
 def test_two_processes_add_to_one_table(trained, images, tmp_path):
     given = sorted((images / "val").rglob("*.JPEG"))[:4]
-    code = "import sys; from mae.prediction.predict import predict; predict(sys.argv[1], sys.argv[2:-1], sys.argv[-1])"
+    code = "import sys; from mae.prediction import predict; predict(sys.argv[1], sys.argv[2:-1], sys.argv[-1])"
     runs = [
         subprocess.Popen([sys.executable, "-c", code, trained.run_dir, *some, tmp_path])
         for some in (given[:2], given[2:])

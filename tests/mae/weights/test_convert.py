@@ -1,10 +1,8 @@
-"""Conversion without torch: round trips are bit-exact, every gap is named, nothing is assumed in silence."""
+"""Conversion without torch: round trips are bit-exact, errors name all faults, assumptions are logged."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import mindspore as ms
 import numpy as np
@@ -18,10 +16,10 @@ from mae.runs.model_file import load_card, load_weights
 from mae.weights.convert import convert, read
 from mae.weights.layouts import to_hugging_face
 from mae.weights.restore import classifier_from_mae, load_classifier, load_encoder, load_mae
-from tests.mae.made_weights import assert_same, card, random_weights
-from tests.mae.weights.test_layouts import as_mindformers
+from tests.mae.command_line import mae
+from tests.mae.made_weights import as_mindformers, assert_same, card, random_weights
 
-TOLD = {"num_heads": 2, "decoder_num_heads": 2}
+GIVEN = {"num_heads": 2, "decoder_num_heads": 2}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 MAE = card()
@@ -37,14 +35,14 @@ CARDS = {
 
 
 def ours(path, of=MAE, **changes):
-    """One of our files."""
+    """Write weights with their card."""
     weights = {**random_weights(of), **changes}
     save_file(weights, path, metadata={"maeflow": of.model_dump_json()})
     return weights
 
 
 def bare(path, of=MAE, **changes):
-    """The same weights with no word about them."""
+    """Write weights without a card."""
     weights = {**random_weights(of), **changes}
     save_file(weights, path)
     return weights
@@ -97,24 +95,24 @@ def test_a_bare_file_shows_its_architecture(tmp_path, name, of, kind, pool):
     assert any("num_heads 3" in line for line in loaded.card.conversion.assumed)
 
 
-def test_what_is_assumed_is_said(tmp_path, caplog):
+def test_assumptions_are_listed_and_logged(tmp_path, caplog):
     bare(tmp_path / "mae.safetensors")
-    loaded = read(tmp_path / "mae.safetensors", settings=TOLD)
+    loaded = read(tmp_path / "mae.safetensors", settings=GIVEN)
     assert loaded.card.model.norm_pix_loss
     assert [line.split()[0] for line in loaded.card.conversion.assumed] == ["norm_pix_loss", "mask_ratio"]
     assert "assumed norm_pix_loss true" in caplog.text
-    told = read(tmp_path / "mae.safetensors", settings={**TOLD, "norm_pix_loss": False, "mask_ratio": 0.5})
-    assert (told.card.model.norm_pix_loss, told.card.mask_ratio, told.card.conversion.assumed) == (False, 0.5, [])
-    assert told.card.conversion.settings == {**TOLD, "norm_pix_loss": False, "mask_ratio": 0.5}
+    given = read(tmp_path / "mae.safetensors", settings={**GIVEN, "norm_pix_loss": False, "mask_ratio": 0.5})
+    assert (given.card.model.norm_pix_loss, given.card.mask_ratio, given.card.conversion.assumed) == (False, 0.5, [])
+    assert given.card.conversion.settings == {**GIVEN, "norm_pix_loss": False, "mask_ratio": 0.5}
 
 
 @pytest.mark.parametrize(
     ("file", "expected"),
     [("mae_visualize_vit_tiny.safetensors", False), ("mae_pretrain_vit_tiny_full.safetensors", True)],
 )
-def test_published_names_say_the_target(tmp_path, file, expected):
+def test_a_published_file_name_gives_norm_pix_loss(tmp_path, file, expected):
     bare(tmp_path / file)
-    loaded = read(tmp_path / file, settings=TOLD)
+    loaded = read(tmp_path / file, settings=GIVEN)
     assert loaded.card.model.norm_pix_loss is expected
     assert not any("norm_pix" in line for line in loaded.card.conversion.assumed)
 
@@ -126,36 +124,36 @@ def without(*names):
 @pytest.mark.parametrize(
     ("name", "change", "settings", "message"),
     [
-        ("missing", without("norm.bias", "decoder_pred.bias"), TOLD, "missing: decoder_pred.bias, norm.bias"),
+        ("missing", without("norm.bias", "decoder_pred.bias"), GIVEN, "missing: decoder_pred.bias, norm.bias"),
         (
             "a whole block",
             lambda w: [w.pop(n) for n in list(w) if n.startswith("blocks.0.norm")],
-            TOLD,
+            GIVEN,
             "blocks.0.norm1",
         ),
-        ("unexpected", lambda w: w.update(surplus=w["norm.bias"]), TOLD, "unexpected: surplus"),
+        ("unexpected", lambda w: w.update(surplus=w["norm.bias"]), GIVEN, "unexpected: surplus"),
         (
             "mis-shaped",
             lambda w: w.update({"decoder_embed.bias": w["norm.bias"]}),
-            TOLD,
+            GIVEN,
             r"mis-shaped: decoder_embed.bias \(16,\) instead of \(8,\)",
         ),
-        ("unknown width", lambda w: None, {}, "num_heads, which no shape shows.*embed_dim 16.*--set num_heads"),
+        ("unknown width", lambda w: None, {}, "expected num_heads, .*embed_dim 16.*--set num_heads"),
         ("decoder's", lambda w: None, {"num_heads": 2}, "--set decoder_num_heads"),
         ("unknown setting", lambda w: None, {"num_head": 2}, "num_head: .*did you mean num_heads"),
-        ("unfit heads", lambda w: None, {**TOLD, "num_heads": 3}, "embed_dim must be a multiple of num_heads"),
-        ("contradicting depth", lambda w: None, {**TOLD, "depth": 3}, "missing: blocks.2.attn.proj.bias"),
-        ("a run that diverged", lambda w: w["norm.bias"].fill(np.nan), TOLD, "NaN or infinity in norm.bias"),
-        ("all removed", lambda w: None, {**TOLD, "mask_ratio": 1.0}, "mask_ratio: .*less than 1"),
-        ("a mean of 255", lambda w: None, {**TOLD, "pixel_mean": [123.7, 116.3, 103.5]}, "pixel_mean.0: .*equal to 1"),
-        ("a grey mean", lambda w: None, {**TOLD, "pixel_mean": [0.5]}, "pixel_mean.1: .*required"),
-        ("no spread", lambda w: None, {**TOLD, "pixel_std": [0.5, 0, 0.5]}, "pixel_std.1: .*greater than 0"),
-        ("size no multiple", lambda w: None, {**TOLD, "image_size": 33}, "must be a multiple of patch_size"),
-        ("not square", lambda w: w.update(pos_embed=w["pos_embed"][:, :9]), TOLD, "8 patches, which is no square"),
+        ("unfit heads", lambda w: None, {**GIVEN, "num_heads": 3}, "embed_dim must be a multiple of num_heads"),
+        ("contradicting depth", lambda w: None, {**GIVEN, "depth": 3}, "missing: blocks.2.attn.proj.bias"),
+        ("a run that diverged", lambda w: w["norm.bias"].fill(np.nan), GIVEN, "NaN or infinity in norm.bias"),
+        ("all removed", lambda w: None, {**GIVEN, "mask_ratio": 1.0}, "mask_ratio: .*less than 1"),
+        ("a mean of 255", lambda w: None, {**GIVEN, "pixel_mean": [123.7, 116.3, 103.5]}, "pixel_mean.0: .*equal to 1"),
+        ("a grey mean", lambda w: None, {**GIVEN, "pixel_mean": [0.5]}, "pixel_mean.1: .*required"),
+        ("no spread", lambda w: None, {**GIVEN, "pixel_std": [0.5, 0, 0.5]}, "pixel_std.1: .*greater than 0"),
+        ("size no multiple", lambda w: None, {**GIVEN, "image_size": 33}, "must be a multiple of patch_size"),
+        ("not square", lambda w: w.update(pos_embed=w["pos_embed"][:, :9]), GIVEN, "8 patches, which is not a square"),
         ("no ViT", lambda w: w.clear() or w.update(x=np.zeros(3, np.float32)), {}, "a vision transformer's weights"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, name, change, settings, message):
+def test_faults_are_named(tmp_path, name, change, settings, message):
     weights = random_weights(MAE)
     change(weights)
     save_file(weights, tmp_path / "mae.safetensors")
@@ -163,15 +161,15 @@ def test_what_does_not_fit_is_named(tmp_path, name, change, settings, message):
         read(tmp_path / "mae.safetensors", settings=settings)
 
 
-def test_a_grid_that_is_not_square_is_told(tmp_path):
+def test_the_image_size_of_a_grid_that_is_not_square_is_a_setting(tmp_path):
     weights = bare(tmp_path / "mae.safetensors", card(image_size=(32, 16)))
-    loaded = read(tmp_path / "mae.safetensors", settings={**TOLD, "image_size": [32, 16]})
+    loaded = read(tmp_path / "mae.safetensors", settings={**GIVEN, "image_size": [32, 16]})
     assert_same(loaded.weights, weights)
     assert loaded.card.model.grid == (4, 2)
 
 
 def test_another_size_interpolates(tmp_path):
-    """Twice the rows: a line of ones spreads as cubic convolution with A = -0.75 has it; both embeddings move."""
+    """Twice the rows: a row of ones spreads like cubic convolution with A = -0.75, in both embeddings."""
     pos_embed = np.zeros((1, 65, 16), np.float32)
     pos_embed[0, 0], pos_embed[0, 1 + 4 * 8 : 1 + 5 * 8] = 99, 1
     ours(
@@ -200,13 +198,13 @@ def test_another_size_interpolates(tmp_path):
 def test_float16_becomes_float32(tmp_path):
     halves = {name: value.astype(np.float16) for name, value in random_weights(card("encoder")).items()}
     save_file(halves, tmp_path / "vit.safetensors")
-    loaded = read(tmp_path / "vit.safetensors", settings=TOLD)
+    loaded = read(tmp_path / "vit.safetensors", settings=GIVEN)
     assert_same(loaded.weights, {name: value.astype(np.float32) for name, value in halves.items()})
     assert "cls_token: float16 -> float32" in loaded.card.conversion.changed
 
 
 def test_bfloat16_becomes_float32(tmp_path):
-    """Written by hand, as NumPy has no such type: a bfloat16 is the upper half of a float32."""
+    """The file is written by hand, because NumPy has no bfloat16: it is the upper half of a float32."""
     weights = random_weights(card("encoder"))
     header, content = {}, b""
     for name, value in weights.items():
@@ -219,7 +217,7 @@ def test_bfloat16_becomes_float32(tmp_path):
         content += upper.tobytes()
     text = json.dumps(header).encode()
     (tmp_path / "vit.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content)
-    loaded = read(tmp_path / "vit.safetensors", settings=TOLD)
+    loaded = read(tmp_path / "vit.safetensors", settings=GIVEN)
     exact = {name: (value.view(np.uint32) >> 16 << 16).view(np.float32) for name, value in weights.items()}
     assert_same(loaded.weights, exact)
     assert "cls_token: bfloat16 -> float32" in loaded.card.conversion.changed
@@ -231,7 +229,7 @@ def test_mindformers_checkpoint(tmp_path):
     entries = [{"name": name, "data": ms.Tensor(value)} for name, value in theirs.items()]
     entries += [{"name": "adam_m.vit.cls_tokens", "data": ms.Tensor(theirs["vit.cls_tokens"])}]
     ms.save_checkpoint(entries, str(tmp_path / "mae.ckpt"), append_dict={"epoch_num": 3})
-    loaded = read(tmp_path / "mae.ckpt", settings=TOLD)
+    loaded = read(tmp_path / "mae.ckpt", settings=GIVEN)
     assert_same(loaded.weights, weights)
     assert loaded.card.conversion.layout == "mindformers"
     assert loaded.card.conversion.dropped == ["adam_m.vit.cls_tokens", "epoch_num"]
@@ -239,7 +237,7 @@ def test_mindformers_checkpoint(tmp_path):
 
 
 def hf_folder(folder, of, **config):
-    """A folder as transformers writes it, config.json changed by `config`."""
+    """Write a folder as transformers does, with `config` changed in config.json and without our card."""
     convert_from = folder.parent / "source.safetensors"
     ours(convert_from, of)
     convert(convert_from, folder)
@@ -251,26 +249,17 @@ def hf_folder(folder, of, **config):
     return folder
 
 
-def test_a_hugging_face_config_tells_the_model(tmp_path):
+def test_a_hugging_face_config_describes_the_model(tmp_path):
     of = card("classifier", pool="cls", layer_norm_eps=1e-12, gelu="tanh")
     loaded = read(hf_folder(tmp_path / "hf", of))
-    told = (
-        "image_size",
-        "patch_size",
-        "embed_dim",
-        "depth",
-        "num_heads",
-        "mlp_ratio",
-        "layer_norm_eps",
-        "gelu",
-        "pool",
-    )
-    assert {name: getattr(loaded.card.model, name) for name in told} == {name: getattr(of.model, name) for name in told}
+    sizes = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    for name in (*sizes, "layer_norm_eps", "gelu", "pool"):
+        assert getattr(loaded.card.model, name) == getattr(of.model, name), name
     assert (loaded.card.kind, loaded.card.model.num_classes) == ("classifier", 3)
     assert loaded.card.classes == ["a", "b", "c"]
     assert loaded.card.conversion.assumed == []
     assert_same(loaded.weights, random_weights(of))
-    alone = read((tmp_path / "hf" / "model.safetensors").rename(tmp_path / "vit.safetensors"), settings=TOLD)
+    alone = read((tmp_path / "hf" / "model.safetensors").rename(tmp_path / "vit.safetensors"), settings=GIVEN)
     assert alone.card.model.layer_norm_eps == 1e-12
     assert any("layer_norm_eps" in line for line in alone.card.conversion.assumed)
 
@@ -279,7 +268,7 @@ def pixels(of):
     return of.model.pixel_mean, of.model.pixel_std
 
 
-def test_cards_from_before_there_were_pixel_values_mean_imagenets(tmp_path):
+def test_old_cards_without_pixel_values_mean_imagenets(tmp_path):
     text = MAE.model_dump(mode="json")
     del text["model"]["pixel_mean"], text["model"]["pixel_std"]
     save_file(random_weights(MAE), tmp_path / "old.safetensors", metadata={"maeflow": json.dumps(text)})
@@ -302,7 +291,7 @@ def test_cards_from_before_there_were_pixel_values_mean_imagenets(tmp_path):
         ("folder", card("encoder"), "hugging_face", True),
     ],
 )
-def test_pixel_values_of_what_may_have_others_are_assumed_aloud(tmp_path, caplog, name, of, layout, warned):
+def test_pixel_values_are_assumed_with_a_warning_if_models_differ_in_them(tmp_path, caplog, name, of, layout, warned):
     source = tmp_path / name
     if name == "folder":
         (hf_folder(source, of) / "preprocessor_config.json").unlink()
@@ -311,14 +300,14 @@ def test_pixel_values_of_what_may_have_others_are_assumed_aloud(tmp_path, caplog
     else:
         bare(source, of)
     caplog.clear()
-    loaded = read(source, settings=TOLD)
+    loaded = read(source, settings=GIVEN)
     assert pixels(loaded.card) == IMAGENET
     found = [line.split()[0] for line in loaded.card.conversion.assumed if "pixel" in line]
     assert found == (["pixel_mean", "pixel_std"] if warned else [])
     assert ("--set pixel_mean=[0.5,0.5,0.5]" in caplog.text) is warned
-    told = read(source, settings={**TOLD, "pixel_mean": [0.5] * 3, "pixel_std": [0.5] * 3})
-    assert pixels(told.card) == HALF
-    assert not any("pixel" in line for line in told.card.conversion.assumed)
+    given = read(source, settings={**GIVEN, "pixel_mean": [0.5] * 3, "pixel_std": [0.5] * 3})
+    assert pixels(given.card) == HALF
+    assert not any("pixel" in line for line in given.card.conversion.assumed)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +327,7 @@ def test_pixel_values_of_what_may_have_others_are_assumed_aloud(tmp_path, caplog
         ("a word", {"image_mean": "imagenet"}, "image_mean: expected three numbers"),
     ],
 )
-def test_a_hugging_face_preprocessor_tells_the_pixel_values(tmp_path, name, preprocessor, expected):
+def test_a_hugging_face_preprocessor_gives_the_pixel_values(tmp_path, name, preprocessor, expected):
     folder = hf_folder(tmp_path / "hf", CARDS["cls classifier"])
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     if isinstance(expected, str):
@@ -351,7 +340,7 @@ def test_a_hugging_face_preprocessor_tells_the_pixel_values(tmp_path, name, prep
 
 
 def test_a_hugging_face_folder_keeps_the_pixel_values(tmp_path):
-    """By preprocessor_config.json alone: `hf_folder` has taken our card out of the weights."""
+    """In preprocessor_config.json: `hf_folder` writes the weights without our card."""
     of = CARDS["other pixels"]
     folder = hf_folder(tmp_path / "hf", of)
     assert pixels(read(folder).card) == pixels(of)
@@ -375,8 +364,8 @@ def test_a_hugging_face_folder_keeps_the_pixel_values(tmp_path):
         ({"decoder_intermediate_size": 7}, None),
     ],
 )
-def test_a_foreign_config_is_refused(tmp_path, config, message):
-    if message is None:  # sizes that weights show count as the weights show them
+def test_an_unsupported_config_is_refused(tmp_path, config, message):
+    if message is None:  # the shapes of the weights take precedence
         assert read(hf_folder(tmp_path / "hf", MAE, **config)).card.model.mlp_ratio == 4
         return
     of = card("encoder") if "architectures" in config or config.get("model_type") else MAE
@@ -384,7 +373,7 @@ def test_a_foreign_config_is_refused(tmp_path, config, message):
         read(hf_folder(tmp_path / "hf", of, **config))
 
 
-def test_a_pooler_is_left_behind_by_name(tmp_path, caplog):
+def test_a_pooler_is_dropped_and_named(tmp_path, caplog):
     of = card("encoder")
     folder = hf_folder(tmp_path / "hf", of)
     weights = load_weights(folder / "model.safetensors")
@@ -397,10 +386,10 @@ def test_a_pooler_is_left_behind_by_name(tmp_path, caplog):
     loaded = read(folder)
     assert_same(loaded.weights, random_weights(of))
     assert loaded.card.conversion.dropped == ["pooler.dense.bias", "pooler.dense.weight"]
-    assert "left behind: pooler.dense" in caplog.text
+    assert "dropped: pooler.dense" in caplog.text
 
 
-def test_an_encoder_is_no_mae_unless_that_is_meant(tmp_path):
+def test_an_encoder_becomes_a_mae_only_with_random_decoder(tmp_path):
     weights = ours(tmp_path / "vit.safetensors", card("encoder"))
     with pytest.raises(InputError, match=r"encoder checkpoint without decoder.*--random-decoder"):
         load_mae(tmp_path / "vit.safetensors")
@@ -413,17 +402,17 @@ def test_an_encoder_is_no_mae_unless_that_is_meant(tmp_path):
     load_mae(tmp_path / "mae.safetensors")
     convert(tmp_path / "mae.safetensors", tmp_path / "mae.ckpt")
     assert read(tmp_path / "mae.ckpt").card.decoder == "random"  # the mark stays
-    with pytest.raises(InputError, match="an encoder alone for a random decoder, found a mae"):
+    with pytest.raises(InputError, match="an encoder without decoder, to add a random one, found a mae"):
         read(tmp_path / "mae.safetensors", random_decoder=True)
 
 
-def test_a_mean_pooled_classifier_is_no_encoder(tmp_path):
+def test_a_mean_pooled_classifier_is_not_an_encoder(tmp_path):
     ours(tmp_path / "vit.safetensors", card("classifier"))
     with pytest.raises(InputError, match="expected a mae or encoder checkpoint, found a classifier"):
         load_encoder(tmp_path / "vit.safetensors")
 
 
-def test_what_stands_at_the_destination_is_safe(tmp_path):
+def test_another_model_at_the_destination_is_kept(tmp_path):
     ours(tmp_path / "a.safetensors")
     ours(tmp_path / "other.safetensors", norm=np.zeros(0, np.float32))
     for destination in ("b.safetensors", "b.ckpt", "folder"):
@@ -460,24 +449,35 @@ def test_damaged_files(tmp_path, name, content, message):
 
 @pytest.fixture(scope="module")
 def tiny_encoder(trained, tmp_path_factory):
-    """The tiny job's encoder in a file without a word about it, as timm keeps one."""
+    """The tiny job's encoder in a file of its own, converted from one without a card, such as timm's."""
     path = tmp_path_factory.mktemp("encoder") / "vit.safetensors"
     weights = load_weights(trained.checkpoint)
     save_file({n: w for n, w in weights.items() if not n.startswith(("decoder_", "mask_token"))}, path)
-    told = {"num_heads": 2, "gelu": "tanh", "crop_pct": 1.0}
-    convert(path, path.with_name("encoder.safetensors"), settings=told)
+    settings = {"num_heads": 2, "gelu": "tanh", "crop_pct": 1.0}
+    convert(path, path.with_name("encoder.safetensors"), settings=settings)
     return path.with_name("encoder.safetensors")
 
 
-@pytest.mark.parametrize("protocol", ["linear", "knn", "finetune"])
-def test_an_encoder_alone_is_evaluated_like_its_mae(trained, tiny_encoder, records, tiny, tmp_path, protocol):
-    arguments = {"protocol": protocol, "config": tiny, "workspace": tmp_path, "out": tmp_path / "out"}
-    whole = evaluate(trained.run_dir, records, **{**arguments, "out": tmp_path / "mae"})
-    alone = evaluate(tiny_encoder, records, **arguments)
+def test_an_encoder_alone_is_evaluated_like_its_mae(trained, tiny_encoder, records, tiny, tmp_path):
+    arguments = {"protocol": "knn", "config": tiny, "workspace": tmp_path}
+    whole = evaluate(trained.run_dir, records, out=tmp_path / "mae", **arguments)
+    alone = evaluate(tiny_encoder, records, out=tmp_path / "out", **arguments)
     assert alone.results[0] == whole.results[0]
 
 
-def test_where_results_of_a_lone_file_go_has_to_be_said(tiny_encoder, records, tiny, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"pool": "cls", "head": "batch_norm"}])
+def test_an_encoder_alone_is_trained_further_like_its_mae(trained, tiny_encoder, tiny, changes):
+    """Fine-tuning and the linear probe read a checkpoint only through `classifier_from_mae`."""
+    config = tiny.model.model_copy(update=changes)
+    whole, alone = (
+        {p.name: p.asnumpy() for p in classifier_from_mae(path, 10, config, drop_path=0).get_parameters()}
+        for path in (trained.checkpoint, tiny_encoder)
+    )
+    kept = [name for name in whole if not name.startswith(("head.", "fc_norm."))]
+    assert_same({name: alone[name] for name in kept}, {name: whole[name] for name in kept})
+
+
+def test_evaluating_a_file_outside_of_any_run_needs_out(tiny_encoder, records, tiny, tmp_path):
     with pytest.raises(InputError, match="--out"):
         evaluate(tiny_encoder, records, protocol="knn", config=tiny, workspace=tmp_path)
 
@@ -497,15 +497,13 @@ def test_a_linear_probe_keeps_its_statistics(tmp_path):
     assert_same({p.name: p.asnumpy() for p in model.get_parameters()}, weights)
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch):
     bare(tmp_path / "a.safetensors")
-    command = [sys.executable, "-m", "mae", "convert", "a.safetensors", "b.ckpt"]
-    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert failed.returncode == 1
+    monkeypatch.chdir(tmp_path)
+    failed = mae("convert", "a.safetensors", "b.ckpt")
+    assert failed.code == 1
     assert "--set num_heads=..." in failed.stderr
-    command += ["--set", "num_heads=2", "--set", "decoder_num_heads=2", "--set", "norm_pix_loss=false"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    settings = ["--set", "num_heads=2", "--set", "decoder_num_heads=2", "--set", "norm_pix_loss=false"]
+    result = mae("convert", "a.safetensors", "b.ckpt", *settings).result
     assert (result["kind"], result["weights"]) == ("mae", len(random_weights(MAE)))
     assert read(tmp_path / "b.ckpt").card.model.norm_pix_loss is False

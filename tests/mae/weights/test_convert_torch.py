@@ -1,4 +1,4 @@
-"""Conversion from and to torch files and transformers: what they write is read, what we write they load."""
+"""Conversion from and to torch and transformers: we read the files they write, and they load the files we write."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mae.weights.restore import load_classifier  # noqa: E402
 from tests.mae.made_weights import assert_same, card, random_weights  # noqa: E402
 from tests.mae.torch_models import TimmViT, hf_classifier, hf_mae, randomise  # noqa: E402
 
-TOLD = {"num_heads": 2, "decoder_num_heads": 2}
+GIVEN = {"num_heads": 2, "decoder_num_heads": 2}
 
 
 def tensors(weights):
@@ -73,11 +73,11 @@ CHECKPOINT = {
 def test_torch_layouts_and_back(tmp_path, name, of, wrap, expected):
     weights = random_weights(of)
     torch.save(wrap(tensors(weights)), tmp_path / name)
-    loaded = read(tmp_path / name, settings=TOLD)
+    loaded = read(tmp_path / name, settings=GIVEN)
     assert_same(loaded.weights, weights)
     said = {**loaded.card.model.model_dump(), **loaded.card.conversion.model_dump(), **loaded.card.model_dump()}
     assert {key: said[key] for key in expected} == expected
-    convert(tmp_path / name, tmp_path / "ours.safetensors", settings=TOLD)
+    convert(tmp_path / name, tmp_path / "ours.safetensors", settings=GIVEN)
     convert(tmp_path / "ours.safetensors", tmp_path / "back.pth")
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     assert_same(arrays(back["model"]), weights)
@@ -98,7 +98,7 @@ def test_a_model_with_timm_keys_loads_what_we_write(tmp_path, shape):
 
 
 def test_upstreams_arguments_know_the_heads(tmp_path):
-    """Of a published architecture nothing is assumed but what its arguments leave open."""
+    """Nothing is assumed about a published architecture that its arguments contain."""
     args = Namespace(norm_pix_loss=True, input_size=32, mask_ratio=0.75, model="mae_vit_base_patch16")
     weights = random_weights(card(embed_dim=24, decoder_embed_dim=32))
     torch.save({"model": tensors(weights), "args": args}, tmp_path / "checkpoint-0.pth")
@@ -120,16 +120,16 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a call", lambda p: {"model": {}, "args": Evil(p / "pwned")}, "expected tensors and nothing to execute"),
+        ("a call", lambda p: {"model": {}, "args": Evil(p / "pwned")}, "expected only tensors"),
         ("a call in the arguments", lambda p: {"model": {}, "args": Namespace(a=Evil(p / "pwned"))}, "mkdir"),
-        ("a whole model", lambda p: torch.nn.Linear(2, 2), "expected tensors and nothing to execute.*Linear"),
+        ("a whole model", lambda p: torch.nn.Linear(2, 2), "expected only tensors.*Linear"),
         ("a list", lambda p: [1, 2], "expected a state dict, found list"),
         ("a number among tensors", lambda p: {"model": {"x": 3}}, "x: expected a tensor, found int"),
         ("nothing", lambda p: {"model": {}}, "a vision transformer's weights"),
     ],
 )
 def test_nothing_is_executed(tmp_path, name, content, message):
-    """Nor is the user told, as torch tells, to switch the protection off."""
+    """And the error does not repeat torch's advice to turn the protection off."""
     torch.save(content(tmp_path), tmp_path / "x.pth")
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path / "x.pth")
@@ -151,7 +151,7 @@ def test_a_damaged_file(tmp_path, damage):
 def test_halves_become_float32(tmp_path, dtype):
     halves = {n: v.to(getattr(torch, dtype)) for n, v in tensors(random_weights(card("encoder"))).items()}
     torch.save(halves, tmp_path / "vit.pth")
-    loaded = read(tmp_path / "vit.pth", settings=TOLD)
+    loaded = read(tmp_path / "vit.pth", settings=GIVEN)
     assert_same(loaded.weights, arrays({name: value.float() for name, value in halves.items()}))
     assert f"cls_token: {dtype} -> float32" in loaded.card.conversion.changed
 
@@ -255,14 +255,14 @@ def test_logits_from_uint8_pixels_are_those_of_transformers_with_its_processor(t
     ("name", "args", "warned", "mean"),
     [
         ("upstream's fine-tuning", {"nb_classes": 3, "global_pool": True}, False, (0.485, 0.456, 0.406)),
-        ("timm's, told", {"model": "vit", "mean": HALF, "std": HALF}, False, (0.5, 0.5, 0.5)),
-        ("timm's, not told", {"model": "vit", "mean": None, "std": None}, True, (0.485, 0.456, 0.406)),
+        ("timm's, given", {"model": "vit", "mean": HALF, "std": HALF}, False, (0.5, 0.5, 0.5)),
+        ("timm's, not given", {"model": "vit", "mean": None, "std": None}, True, (0.485, 0.456, 0.406)),
     ],
 )
-def test_training_arguments_tell_the_pixel_values(tmp_path, name, args, warned, mean):
+def test_training_arguments_give_the_pixel_values(tmp_path, name, args, warned, mean):
     content = {"model": tensors(random_weights(card("classifier"))), "args": Namespace(**args)}
     torch.save(content, tmp_path / "last.pth")
-    found = read(tmp_path / "last.pth", settings=TOLD).card
+    found = read(tmp_path / "last.pth", settings=GIVEN).card
     assert found.model.pixel_mean == mean, name
     assert any("pixel_mean" in line for line in found.conversion.assumed) is warned
 

@@ -1,4 +1,4 @@
-"""Downloads from real servers: continued, restarted, never mixed."""
+"""Downloads from real servers: resumed or started over, never mixed."""
 
 import http.client
 import json
@@ -32,7 +32,7 @@ def content():
 
 @pytest.fixture
 def site(tmp_path, content):
-    """A server of one file."""
+    """A server with one file."""
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "w.pth").write_bytes(content)
@@ -41,7 +41,7 @@ def site(tmp_path, content):
 
 
 def leave_part(address, path, head):
-    """What a call leaves that is killed after len(head) bytes."""
+    """Make the files of a download that was killed after len(head) bytes."""
     port = int(address.split(":")[2].split("/")[0])
     with Cut(port, [1 << 16, 1, 1], hang=True) as cut, pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SECONDS", 0.3)

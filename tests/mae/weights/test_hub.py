@@ -1,4 +1,4 @@
-"""Known names: downloaded once, checked, converted, cached; and what a user without internet is told."""
+"""Published names: downloaded once, checked, converted, cached; and the error message without internet."""
 
 import json
 import os
@@ -17,20 +17,13 @@ from tests.mae.servers import Cut, Served
 
 torch = pytest.importorskip("torch")
 
+from tests.mae.torch_models import published_weights  # noqa: E402
+
 FETCH = (
-    "import sys; from mae import hub; from mae.config.sections import ModelConfig\n"
+    "import sys; from mae.weights import hub; from mae.config.sections import ModelConfig\n"
     "hub.KNOWN['tiny'] = hub.Published('pretrain/tiny.pth', 'mae', ModelConfig(**{sizes}))\n"
     "print(hub.fetch('tiny'))"
 )
-
-
-def published_weights(sizes, seed=0):
-    """A state dict with upstream's keys, random."""
-    from mae.model.mae import MaskedAutoencoder
-
-    rng = np.random.default_rng(seed)
-    parameters = MaskedAutoencoder(sizes).get_parameters()
-    return {p.name: torch.from_numpy(rng.standard_normal(p.shape, np.float32) * 0.05) for p in parameters}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def weights():
 
 @pytest.fixture
 def site(tmp_path, weights, monkeypatch):
-    """A mirror that has `tiny`, an empty cache, and the name made known."""
+    """A mirror of the file `tiny`, an empty cache, and `tiny` as a published name."""
     folder = tmp_path / "mirror" / "mae" / "pretrain"
     folder.mkdir(parents=True)
     torch.save({"model": weights}, folder / "tiny.pth")
@@ -83,7 +76,7 @@ def test_a_damaged_cache_is_made_again(site, weights, caplog):
     content[-1] ^= 1
     path.write_bytes(content)
     check(hub.fetch("tiny"), weights)
-    assert "other content than was written" in caplog.text
+    assert "content has changed" in caplog.text
     assert len(site.requests) == 2
 
 
@@ -108,7 +101,7 @@ def test_a_cut_connection_ends_in_the_same_weights(site, weights, monkeypatch):
     assert [span is None for _, span in site.requests] == [True, False]
 
 
-def test_without_network_the_error_says_what_to_put_where_and_that_works(site, weights, tmp_path, monkeypatch):
+def test_without_network_the_error_says_where_to_put_the_file_and_that_works(site, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("MAE_MIRROR", "http://127.0.0.1:9")
     with pytest.raises(InputError) as error:
         hub.fetch("tiny")
@@ -118,7 +111,7 @@ def test_without_network_the_error_says_what_to_put_where_and_that_works(site, w
     )
     place.write_bytes((tmp_path / "mirror" / "mae" / "pretrain" / "tiny.pth").read_bytes())
     check(hub.fetch("tiny"), weights)
-    assert place.is_file()  # it is the user's
+    assert place.is_file()  # the user's file is kept
     assert site.requests == []
 
 
@@ -127,7 +120,7 @@ def test_without_network_the_error_says_what_to_put_where_and_that_works(site, w
     [("downloaded", "MD5 8cad7c", False), ("put there", "MD5 8cad7c", True)],
 )
 def test_a_wrong_digest_is_refused(site, tmp_path, monkeypatch, name, expected, kept):
-    """mae_vit_base_p16_encoder has a published digest; the mirror has something else under its name."""
+    """mae_vit_base_p16_encoder has a published digest; the mirror has another file under its name."""
     file = tmp_path / "mirror" / "mae" / "pretrain" / "mae_pretrain_vit_base.pth"
     file.write_bytes(b"something else")
     place = tmp_path / "home" / "downloads" / file.name
@@ -141,7 +134,7 @@ def test_a_wrong_digest_is_refused(site, tmp_path, monkeypatch, name, expected, 
     assert not (tmp_path / "home" / "mae_vit_base_p16_encoder" / "model.safetensors").exists()
 
 
-def test_what_is_no_weights_is_not_kept(site, tmp_path):
+def test_a_download_that_is_not_weights_is_deleted(site, tmp_path):
     (tmp_path / "mirror" / "mae" / "pretrain" / "tiny.pth").write_bytes(b"<html>please log in</html>")
     with pytest.raises(InputError, match=r"tiny\.pth"):
         hub.fetch("tiny")
@@ -157,7 +150,7 @@ def test_what_is_no_weights_is_not_kept(site, tmp_path):
         ("tiny", "/data/weights", "MAE_MIRROR: expected an http"),
     ],
 )
-def test_what_cannot_be_meant_is_named(site, monkeypatch, name, mirror, message):
+def test_unknown_names_and_mirrors_are_named(site, monkeypatch, name, mirror, message):
     if mirror is not None:
         monkeypatch.setenv("MAE_MIRROR", mirror)
     with pytest.raises(InputError, match=message):
@@ -194,6 +187,6 @@ def test_names_and_addresses_are_the_published_ones(monkeypatch, name, file, kin
         assert (encoder + decoder) / 1e6 == pytest.approx(parameters, abs=0.01)
 
 
-def test_the_cache_is_in_the_home_folder_unless_told(monkeypatch):
+def test_the_cache_is_in_the_home_folder_by_default(monkeypatch):
     monkeypatch.delenv("MAE_HOME", raising=False)
     assert str(hub.home()) == os.path.expanduser("~/.cache/maeflow")

@@ -1,12 +1,11 @@
-"""Layouts: shapes are the model's own, every spelling maps to the same weights, and no key is lost on the way."""
+"""Layouts: `shapes` are the models' shapes, all spellings map to the same weights, and no weight is lost."""
 
-import numpy as np
 import pytest
 
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer
 from mae.weights.layouts import detect, differences, shapes, to_hugging_face, to_ours
-from tests.mae.made_weights import assert_same, card, random_weights
+from tests.mae.made_weights import as_mindformers, assert_same, card, random_weights
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,7 @@ def test_shapes_are_the_models(name, of, build):
 
 
 def spelled(weights, replacements):
-    """The same weights with parts of their names replaced."""
+    """Return the same weights with parts of their names replaced."""
     found = {}
     for name, value in weights.items():
         for old, new in replacements:
@@ -71,27 +70,6 @@ def test_names_that_hugging_face_publishes():
     assert names["vit.encoder.layer.1.attention.attention.key.weight"].shape == (16, 16)
     assert names["decoder.decoder_layers.0.output.dense.weight"].shape == (8, 32)
     assert {"vit.embeddings.cls_token", "vit.layernorm.bias", "decoder.mask_token"} <= set(names)
-
-
-def as_mindformers(weights, pos_embed):
-    """What MindFormers' own converter does (reference: its convert_weight.py), written the other way round."""
-    found = {}
-    for name, value in weights.items():
-        theirs = name if name.startswith("decoder_") else f"vit.{name}"
-        theirs = {"vit.cls_token": "vit.cls_tokens", "vit.mask_token": "mask_tokens"}.get(theirs, theirs)
-        theirs = theirs.replace("vit.pos_embed", pos_embed).replace(".norm1.", ".layernorm1.")
-        theirs = theirs.replace(".norm2.", ".layernorm2.").replace("mlp.fc1", "output.mapping")
-        theirs = theirs.replace("mlp.fc2", "output.projection").replace("attn.proj", "attention.projection")
-        if "norm" in theirs:
-            theirs = theirs.replace(".weight", ".gamma").replace(".bias", ".beta")
-        if theirs.endswith(("mapping.weight", "projection.weight")):
-            value = np.ascontiguousarray(value.T)
-        if "attn.qkv" in theirs:
-            for number, part in enumerate(np.split(value, 3), 1):
-                found[theirs.replace("attn.qkv", f"attention.dense{number}")] = part
-        else:
-            found[theirs] = value
-    return found
 
 
 @pytest.mark.parametrize("pos_embed", ["vit.pos_embed", "vit.sincos_pos_embedding"])
