@@ -10,16 +10,21 @@ bin := .venv/bin
 pytest := $(bin)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all check parity peers test-privileged test-pillow-images up down
+.PHONY: demo test test-all test-fast test-slow check parity peers test-privileged test-pillow-images up down
 
 demo: .venv/.installed
 	$(bin)/python -m flows.pretrain configs/demo.yaml
 
-test: .venv/.installed-test check
+test: .venv/.installed-test
+	$(MAKE) --jobs 2 check test-fast
+
+test-all: test test-slow
+
+test-fast: .venv/.installed-test
 	$(pytest) -m 'not privileged and not slow'
 
-test-all: .venv/.installed-test check
-	$(pytest)
+test-slow: .venv/.installed-test
+	$(pytest) -m slow
 
 check: .venv/.installed-test
 	$(bin)/ruff check

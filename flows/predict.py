@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 import tasks.predict
-from mae.config.sections import Target
+from mae.config import Target
 from mae.prediction import Predictions
 
 

@@ -37,9 +37,9 @@ from flows.job import REAL_JOB, check_job
 from flows.runners import spread
 from flows.stages import finished, workspace_path
 from mae.cluster import check_inventory
-from mae.config.sections import Config
+from mae.config import Config
 from mae.launch import reap
-from mae.runs.run import Run
+from mae.runs import Run
 from mae.train import check_data
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from datasets.base.errors import InputError
-from mae.config.sections import DataConfig
+from mae.config import DataConfig
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -34,7 +34,7 @@ from datasets.unpacking import Unpacked
 from datasets.validation import Validation
 from flows.runners import results
 from mae.cluster import RankTableFile
-from mae.config.sections import Config, DataConfig, DeviceConfig
+from mae.config import Config, DataConfig, DeviceConfig
 from mae.report import ReportPage
 from mae.train import Training
 from tasks.evaluate import Evaluations

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base.files import StageResult
-from mae.config.protocols import protocols as known_protocols
-from mae.config.sections import Config, TrainingSection
-from mae.evaluation.evaluate import Evaluation
-from mae.evaluation.evaluate import evaluate as evaluate_checkpoint
+from mae.config import Config
+from mae.config import protocols as known_protocols
+from mae.evaluation import Evaluation
+from mae.evaluation import evaluate as evaluate_checkpoint
 from mae.launch import RanksFailed
 from tasks.stage import markdown, stage_task, table
 
@@ -37,7 +37,7 @@ def protocols(config: Config) -> list[str]:
     Those that train come first, because the others leave memory occupied in this process.
     """
     names = [name for name in known_protocols() if config.section(name) is not None]
-    return sorted(names, key=lambda name: not isinstance(config.section(name), TrainingSection))
+    return sorted(names, key=lambda name: name not in dict(config.recipes()))
 
 
 def intact(result: Evaluations) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets.base.files import PathLike
 from datasets.manifest import MANIFEST
 from datasets.validation import Validation
-from mae.config.sections import Target
+from mae.config import Target
 from mae.prediction import Predictions
 from mae.prediction import predict as predict_images
 from tasks.stage import stage_task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mae.cluster import RankTableFile, make_table
-from mae.config.sections import DeviceConfig
+from mae.config import DeviceConfig
 from tasks.stage import markdown, stage_task, table, unchanged
 
 

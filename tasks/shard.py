@@ -8,7 +8,7 @@ from datasets.base.errors import InputError
 from datasets.base.parallel import apart
 from datasets.records import Records, load_index
 from datasets.sharding import ShardGroup, ShardPlan, records_directory
-from mae.config.sections import DataConfig
+from mae.config import DataConfig
 from tasks.stage import markdown, stage_task, table
 
 SEED = 0  # of the images' order in the shards; not the job's seed, so that jobs with different seeds share records

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mae.config.sections import Config
-from mae.health.verdict import load_verdict
+from mae.config import Config
+from mae.health import load_verdict
 from mae.launch import RanksFailed
-from mae.runs.run import Run, Training
+from mae.runs import Run, Training
 from mae.train import train as train_ranks
 from tasks.stage import markdown, stage_task, table, unchanged
 

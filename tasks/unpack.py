@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets.base.digests import value_digest
 from datasets.unpacking import MARKER, Unpacked, unpack_archives
-from mae.config.sections import DataConfig
+from mae.config import DataConfig
 from tasks.stage import markdown, stage_task, table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets.base.parallel import apart
 from datasets.manifest import MANIFEST
 from datasets.validation import Examined, Validation, ValidationPlan, ValidationUnit
-from mae.config.sections import DataConfig
+from mae.config import DataConfig
 from mae.data import validation_options
 from tasks.stage import markdown, stage_task, table, unchanged
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Optional, Union
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
-from datasets.records.index import INDEX
+from datasets.records import INDEX
 from mae.api.auto import AutoConfig
 from mae.api.image_pipeline import check_task, for_task, pipeline
 from mae.config.load import overridden, parse_config, published_recipe, read_mapping

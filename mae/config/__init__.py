@@ -3,7 +3,8 @@
 protocols.py finds the evaluation protocols, whose sections a config may have.
 """
 
-from mae.config.load import dump_config, load_config, parse_config
-from mae.config.sections import Config, DeviceConfig, ModelConfig
+from mae.config.load import load_config
+from mae.config.protocols import protocols
+from mae.config.sections import Config, DataConfig, DeviceConfig, Target
 
-__all__ = ["Config", "DeviceConfig", "ModelConfig", "dump_config", "load_config", "parse_config"]
+__all__ = ["Config", "DataConfig", "DeviceConfig", "Target", "load_config", "protocols"]

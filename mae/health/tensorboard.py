@@ -29,14 +29,13 @@ class EventFile:
 
         self.close()
         suffix = f".{time.time_ns()}"  # files that start within one second keep their order
-        self.writer = SummaryWriter(str(self.folder), purge_step=0, filename_suffix=suffix)
+        self.writer = SummaryWriter(str(self.folder), purge_step=0, flush_secs=1, filename_suffix=suffix)
 
     def add(self, lines: list[Line]) -> None:
-        """Write lines of metrics.jsonl. They are in the file when this returns."""
+        """Write lines of metrics.jsonl. A thread has them in the file a second later."""
         for line in lines:
             for tag, value in scalars(line).items():
                 self.writer.add_scalar(tag, value, line["step"], walltime=line.get("time"))
-        self.writer.flush()
 
     def close(self) -> None:
         """Close the file."""

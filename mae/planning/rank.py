@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor
 
 from datasets.base.files import write_json
-from datasets.batches.batches import Batch
+from datasets.batches import Batch
 from mae.config.load import load_config
 from mae.device.context import setup
 from mae.launch.ranks import rank_main

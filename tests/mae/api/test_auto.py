@@ -13,6 +13,7 @@ from mae.model.vit import VisionTransformer
 from tests.mae.made_weights import TINY
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize(

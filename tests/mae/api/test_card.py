@@ -17,6 +17,7 @@ from mae.config.sections import ModelConfig
 from tests.mae.servers import Served
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 from tests.mae.torch_models import published_weights  # noqa: E402
 

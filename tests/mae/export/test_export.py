@@ -77,6 +77,7 @@ def outputs_of(model, images):
     return run(Tensor(images)).asnumpy()
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize(("name", "kind", "changes"), CASES)
 def test_onnx_equals_the_model_at_any_batch(tmp_path, name, kind, changes):
     ort = pytest.importorskip("onnxruntime")
@@ -121,6 +122,7 @@ def run_alone(paths, images):
         return list(results.values())
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("suffix", [".onnx", ".mindir"])
 def test_a_large_model_has_its_weights_in_another_file(tmp_path, monkeypatch, suffix):
     """As with more than 2 GB (ONNX) or 1 GB (MindIR), here with lower limits."""
@@ -151,6 +153,7 @@ def metadata_of(path):
     return {p.key: p.value for p in pytest.importorskip("onnx").load(path).metadata_props}
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("suffix", [".onnx", ".mindir"])
 def test_the_metadata_describes_the_model(tmp_path, suffix):
     if suffix == ".onnx":
@@ -164,6 +167,7 @@ def test_the_metadata_describes_the_model(tmp_path, suffix):
     assert (normalisation["mean"], normalisation["std"]) == ([0.5, 0.4, 0.3], [0.5, 0.25, 1])
 
 
+@pytest.mark.parity
 def test_half_precision_models_export_in_float32(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -179,6 +183,7 @@ def test_half_precision_models_export_in_float32(tmp_path):
     assert half not in {t.data_type for t in [*tensors, *exported.graph.parameter]}
 
 
+@pytest.mark.parity
 def test_onnx_holds_each_weight_once_and_no_decoder(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
@@ -193,6 +198,7 @@ def test_onnx_holds_each_weight_once_and_no_decoder(tmp_path):
     }
 
 
+@pytest.mark.parity
 @pytest.mark.parametrize("suffix", [".onnx", ".mindir"])
 def test_a_mismatch_is_an_error_and_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     if suffix == ".onnx":

@@ -219,7 +219,7 @@ def test_a_run_in_progress_is_judged_too(bare: Path) -> None:
     run.inputs = {"seed": 0}
     text = PageReader(report(run).path).text
     assert "Nothing found wrong" in text
-    assert "Up to step 30: no reference for the loss: this is the first finished run of this recipe" in text
+    assert "Up to step 30: no reference for the loss: no earlier run of this recipe has finished" in text
     assert "From metrics.jsonl Accuracy" in text
 
 

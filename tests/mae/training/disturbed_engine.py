@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from datasets.batches.batches import batches
+from datasets.batches import batches
 from mae.device import shared_mean
 from mae.launch.ranks import rank_main
 from mae.training import engine

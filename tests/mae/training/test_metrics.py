@@ -116,15 +116,15 @@ def test_batches_are_progress_though_no_line_is_written(tiny, tmp_path, monkeypa
 def test_a_resumed_run_cuts_what_lies_behind_its_checkpoint(tiny, tmp_path):
     two = with_(tiny, device={"ranks": 2})
     for step in (0, 20):
-        ranks = [Metrics(tmp_path, two, rank=rank, step=step, notes={"attempt": step}) for rank in (0, 1)]
+        ranks = [Metrics(Run(tmp_path, two), rank=rank, step=step) for rank in (0, 1)]
         for done in (10, 20, 30, 40):
             for metrics in ranks:
                 if done > step:
-                    metrics.write(done, REPORT, epoch=done / 10, lr=0.1)
+                    metrics.write(done, REPORT, epoch=done / 10, lr=float(step))  # which attempt
         ranks[0].write_evaluation(40, epoch=4.0, protocol="knn", top1=0.5, images=40)
         with (tmp_path / METRICS).open("a") as file:
             file.write('{"step": 50, "epo')  # what a kill leaves
-    found = [(line["step"], line.get("attempt")) for line in read_lines(tmp_path / METRICS)]
+    found = [(line["step"], line.get("lr")) for line in read_lines(tmp_path / METRICS)]
     assert found == [(10, 0), (20, 0), (30, 20), (40, 20), (40, None)]
     assert [line["step"] for line in read_lines(tmp_path / "metrics" / "rank_1.jsonl")] == [20, 40]
 
@@ -166,6 +166,15 @@ def test_work_of_an_image(tiny):
     assert training_flops(model, tiny.linear) == encoder_flops(model)
 
 
+def eventually(read, expected):
+    """Return what `read` returns once it is `expected`; the events get into their file within about a second."""
+    deadline = time.monotonic() + 10
+    while (found := read()) != expected and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found == expected
+    return found
+
+
 def expected_curves(run_dir):
     found = {}
     for line in read_lines(run_dir / METRICS):
@@ -194,8 +203,8 @@ def test_event_files_have_no_step_twice_after_kills(tiny, tmp_path):
             follower()
         metrics.write_evaluation(end, epoch=end / 10, protocol="knn", top1=0.5, images=40, evaluation_seconds=0.1)
         follower()
-        found = curves(tmp_path)
-        assert found == expected_curves(tmp_path), "while the file is still open"
+        expected = expected_curves(tmp_path)
+        found = eventually(lambda: curves(tmp_path), expected)  # while the file is still open
     steps = [step for step, *_ in found["train/loss"]]
     assert steps == [10, 20, 30, 40, 50, 60]
     assert [step for step, *_ in found["evaluation/knn_top1"]] == [60]
@@ -210,10 +219,15 @@ def test_a_reader_that_is_looking_drops_what_was_begun_again(tmp_path):
     events.restart()
     events.add(lines)
     reader = EventAccumulator(str(tmp_path / "tensorboard"))
-    assert [event.step for event in reader.Reload().Scalars("train/loss")] == [10, 20, 30]
+
+    def shown():
+        loss = "train/loss"
+        return [event.step for event in reader.Scalars(loss)] if loss in reader.Reload().Tags()["scalars"] else []
+
+    eventually(shown, [10, 20, 30])
     events.restart()
     events.add(lines[:2])
-    assert [event.step for event in reader.Reload().Scalars("train/loss")] == [10, 20]
+    eventually(shown, [10, 20])
 
 
 def reading(step, **values):

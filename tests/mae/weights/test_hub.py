@@ -16,6 +16,7 @@ from tests.mae.made_weights import TINY
 from tests.mae.servers import Cut, Served
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 
 from tests.mae.torch_models import published_weights  # noqa: E402
 
