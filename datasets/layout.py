@@ -21,9 +21,9 @@ from typing import NamedTuple, NoReturn
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
 
-MARKERS = {"sample": "sample.json", "unpack": "unpack.json"}  # what our own commands leave beside train/ and val/
+MARKERS = {"sample": "sample.json", "unpack": "unpack.json"}  # written by our own commands next to train/ and val/
 UNLABELLED = "unlabelled"
-NO_CLASS = ""  # a file that stands beside class folders, or is hidden, belongs to no class
+NO_CLASS = ""  # the class of a file next to the class folders, and of a hidden file
 
 
 class ClassFolder(NamedTuple):
@@ -32,11 +32,11 @@ class ClassFolder(NamedTuple):
     split: str  # train | val
     class_name: str  # NO_CLASS for files that cannot be samples
     path: str  # relative to the root; "" is the root itself
-    loose: bool  # only what lies directly in it (NO_CLASS: and in its hidden folders), not all below
+    loose: bool  # True: only the files directly in this folder; False: all files below it
 
 
 def class_folders(root: PathLike) -> tuple[list[ClassFolder], bool]:
-    """The folders of a data set in the order of the manifest, and whether a share of train is to be held out as val.
+    """Return the folders of a data set in the manifest's order, and whether a share of train is held out as val.
 
     Raises:
         InputError: the root is missing, a folder is not readable, or a class name is not UTF-8.
@@ -51,10 +51,10 @@ def class_folders(root: PathLike) -> tuple[list[ClassFolder], bool]:
 
 
 def list_files(root: PathLike, folder: ClassFolder) -> list[str]:
-    """Every file of a folder, relative to the root, also behind links; in no order.
+    """Return every file of a folder, relative to the root, in no order. Linked files and folders are followed.
 
     Raises:
-        InputError: a folder below is not readable.
+        InputError: a folder in it is not readable.
     """
     root = os.path.abspath(root)
     start = len(os.path.join(root, ""))
@@ -63,10 +63,10 @@ def list_files(root: PathLike, folder: ClassFolder) -> list[str]:
 
 
 def hold_out(paths: Iterable[str], share: float) -> bytes | None:
-    """The limit that `is_held_out` compares with, of the files of one class; none where nothing is held out.
+    """Return the limit that `is_held_out` compares with, for the files of one class; none if nothing is held out.
 
-    Held out is the `share` of the class whose relative paths have the smallest SHA-256, so the choice depends on
-    nothing else. A class of two files or more keeps at least one on each side. Hidden files do not count.
+    The files whose relative paths have the smallest SHA-256 are held out, so the choice depends on the paths alone. A
+    class of two or more files keeps at least one in each split. Hidden files are not counted.
     """
     digests = [_path_digest(path) for path in paths if not is_hidden(path)]
     count = min(max(1, round(share * len(digests))), len(digests) - 1)
@@ -74,18 +74,18 @@ def hold_out(paths: Iterable[str], share: float) -> bytes | None:
 
 
 def is_held_out(path: str, limit: bytes | None) -> bool:
-    """Whether a file belongs to the held-out share of its class."""
+    """Return whether a file belongs to the held-out share of its class."""
     return limit is not None and not is_hidden(path) and _path_digest(path) <= limit
 
 
 def outside(root: PathLike) -> list[str]:
-    """Names in the root that are no part of the data set, which is in train/ and val/ beside them; sorted."""
+    """Return the names in the root that do not belong to the data set in its train/ and val/, sorted."""
     splits = _split_folders(Path(root))
     return sorted(set(os.listdir(root)) - {*splits, *MARKERS.values()}) if splits else []
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of the relative path is a hidden file or folder, or what macOS adds to archives."""
+    """Return whether a part of the relative path is hidden, or is the folder that macOS adds to archives."""
     if "." not in path[:1] and "/." not in path and "__MACOSX" not in path:
         return False
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
@@ -96,7 +96,7 @@ def _path_digest(path: str) -> bytes:
 
 
 def _split_folders(root: Path) -> list[str]:
-    """["train", "val"] or ["train"] where these folders are splits; among others train/ is a class (vehicles)."""
+    """Return the folders that are splits: train and val, train, or none. Next to other folders, train/ is a class."""
     folders = {entry.name for entry in _entries(str(root)) if entry.is_dir() and not is_hidden(entry.name)}
     if {"train", "val"} <= folders:
         return ["train", "val"]
@@ -104,7 +104,7 @@ def _split_folders(root: Path) -> list[str]:
 
 
 def _of_split(root: Path, path: str, split: str) -> Iterator[ClassFolder]:
-    """The folders of one split. Without class folders all its files are of the one class."""
+    """Yield the class folders of one split. Without class folders, all its files belong to one class."""
     entries = _entries(str(root / path))
     classes = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
     for name in classes:
@@ -134,7 +134,7 @@ def _loose(top: str, class_name: str) -> Iterator[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Every file below, also through linked folders, except those that lead back to a folder above them."""
+    """Yield every file below a folder. Links are followed, except those that lead back to a folder above them."""
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         here = os.path.join(os.path.realpath(parent), "")
         folders[:] = [

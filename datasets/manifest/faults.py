@@ -40,7 +40,7 @@ FAULTS = {
     "truncated": Fault(_NEVER, "ends before its image does"),
     "corrupt": Fault(_NEVER, "announces an image and does not decode to one"),
     "unsupported": Fault(_NEVER, "decodes to values without a meaning as RGB"),
-    "no_class": Fault(_NEVER, "stands beside the class folders"),
+    "no_class": Fault(_NEVER, "is next to the class folders"),
     "leak": Fault(("exclude", "accept", "fail"), "is for training and has the bytes of a validation file"),
     "duplicate": Fault(_USABLE, "has the bytes of an earlier file of its split"),
     "near_duplicate": Fault(_USABLE, "looks like an earlier file"),

@@ -31,7 +31,7 @@ class Gradients(nn.Cell):
         self.saturates = status is not None
         if status is not None:
             self.clear, self.read = status
-        self.told = 2 if self.saturates else 1
+        self.values = 2 if self.saturates else 1
         self.no_fault = Tensor(np.zeros(8, np.int32))
 
     def construct(self, *batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -51,22 +51,22 @@ class Combine(nn.Cell):
     the gradients of late layers are sent while those of early layers are still computed.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], ranks: int, told: int) -> None:
+    def __init__(self, parameters: Sequence[Parameter], ranks: int, values: int) -> None:
         super().__init__()
         self.spans = bucket_spans([4 * p.size for p in parameters], BUCKET_BYTES)
         self.buckets = nn.CellList(
             [
-                _Bucket([p.shape for p in parameters[first:last]], ranks, number, told if number == 0 else 0)
+                _Bucket([p.shape for p in parameters[first:last]], ranks, number, values if number == 0 else 0)
                 for number, (first, last) in enumerate(self.spans)
             ]
         )
 
-    def construct(self, told: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def construct(self, values: Tensor, gradients: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         averaged, squares = gradients[:0], ops.zeros((), ms.float32)
         for bucket, span in zip(self.buckets, self.spans):
             own = gradients[span[0] : span[1]]
             if span[0] == 0:  # the bucket that is computed last
-                own = (told, *own)
+                own = (values, *own)
             own, square = bucket(own)
             averaged, squares = averaged + own, squares + square
         return averaged[0], averaged[1:], ops.sqrt(squares)
@@ -75,10 +75,10 @@ class Combine(nn.Cell):
 class _Bucket(nn.Cell):
     """Averages tensors over all ranks by one all-reduce of a flat tensor; also returns the sum of their squares."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int, told: int) -> None:
+    def __init__(self, shapes: list[tuple[int, ...]], ranks: int, number: int, values: int) -> None:
         super().__init__()
-        self.ranks, self.told = ranks, told  # `told`: number of values before the gradients
-        self.sizes = [math.prod(shape) for shape in ([(told,), *shapes] if told else shapes)]
+        self.ranks, self.values = ranks, values  # `values`: number of values before the gradients
+        self.sizes = [math.prod(shape) for shape in ([(values,), *shapes] if values else shapes)]
         self.map = ops.HyperMap()
         if ranks > 1:
             self.all_mean = all_mean(number)
@@ -88,8 +88,8 @@ class _Bucket(nn.Cell):
         if self.ranks > 1:
             flat = self.all_mean(flat)
             tensors = self.map(_shaped, ops.split(flat, self.sizes), tensors)
-        if self.told:
-            flat = flat[self.told :]
+        if self.values:
+            flat = flat[self.values :]
         return tensors, ops.square(flat).sum()
 
 
@@ -197,25 +197,25 @@ class Update(nn.Cell):
         self.accum_iter, self.clip_grad, self.ema = accum_iter, clip_grad, ema
         self.dynamic_scale = dynamic_scale
         self.state = [*optimizer.state, *self.loss_scale.state]
-        self.combine = Combine(optimizer.params, ranks, self.gradients.told)
+        self.combine = Combine(optimizer.params, ranks, self.gradients.values)
         self.map = ops.HyperMap()
         if accum_iter > 1:
             self.sums = optimizer.params.clone("accumulated", init="zeros")
-            told = Tensor(np.zeros(self.gradients.told, np.float32))
-            self.told_sum = Parameter(told, name="accumulated_loss", requires_grad=False)
+            values = Tensor(np.zeros(self.gradients.values, np.float32))
+            self.loss_sum = Parameter(values, name="accumulated_loss", requires_grad=False)
         if ema is not None:
             self.averages = optimizer.params.clone("ema")
             self.state += list(self.averages)
 
     def construct(self, lr: Tensor, *batch: Tensor) -> Tensor:
         """Learning rate () float32 and a batch -> the values of `StepResult` (6,) float32."""
-        told, gradients = self.gradients(*batch)
+        values, gradients = self.gradients(*batch)
         if self.accum_iter > 1:
-            told = (told + self.told_sum) / self.accum_iter
+            values = (values + self.loss_sum) / self.accum_iter
             gradients = self.map(ops.partial(_mean, self.accum_iter), self.sums, gradients)
-        told, gradients, norm = self.combine(told, gradients)
-        loss = told[0]
-        saturated = told[1] if self.gradients.saturates else ops.zeros((), ms.float32)
+        values, gradients, norm = self.combine(values, gradients)
+        loss = values[0]
+        saturated = values[1] if self.gradients.saturates else ops.zeros((), ms.float32)
         factor = ops.ones((), ms.float32)
         if self.dynamic_scale:
             factor = 1 / self.loss_scale.scale
@@ -231,7 +231,7 @@ class Update(nn.Cell):
         report = ops.stack([loss, norm, *counts, saturated])
         done = ops.depend(report, self.optimizer(gradients, lr, applied))
         if self.accum_iter > 1:
-            done = ops.depend(done, ops.assign(self.told_sum, ops.zeros_like(told)))
+            done = ops.depend(done, ops.assign(self.loss_sum, ops.zeros_like(values)))
             done = ops.depend(done, self.map(_cleared, self.sums, gradients))
         if self.ema is not None:
             moved = ops.partial(_moved, self.ema, applied)
@@ -245,11 +245,11 @@ class Accumulate(nn.Cell):
     def __init__(self, update: Update) -> None:
         super().__init__(auto_prefix=False)
         self.gradients = update.gradients
-        self.sums, self.told_sum = update.sums, update.told_sum
+        self.sums, self.loss_sum = update.sums, update.loss_sum
         self.map = ops.HyperMap()
 
     def construct(self, *batch: Tensor) -> Tensor:
         """A batch -> its loss, as `Gradients` returns it."""
-        told, gradients = self.gradients(*batch)
-        told = ops.depend(told, ops.assign_add(self.told_sum, told))
-        return ops.depend(told, self.map(ops.assign_add, self.sums, gradients))
+        values, gradients = self.gradients(*batch)
+        values = ops.depend(values, ops.assign_add(self.loss_sum, values))
+        return ops.depend(values, self.map(ops.assign_add, self.sums, gradients))

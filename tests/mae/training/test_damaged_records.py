@@ -11,8 +11,7 @@ from datasets.base.errors import InputError
 from datasets.sharding import write_records
 from mae.runs.run import Run
 from mae.train import train
-from tests.mae.test_train import with_
-from tests.mae.training.test_kill import lines, steps
+from tests.mae.made_runs import lines, steps, with_
 
 SHARD = "train/train-00000-of-00001.mindrecord"
 SECONDS = 300  # in which a run with a damaged shard has ended, on a busy machine; ranks that hang are given 1800
