@@ -41,6 +41,7 @@ def test_a_finished_run_is_reused(trained, tiny):
     assert metrics(trained.run_dir) == before
 
 
+@pytest.mark.slow
 def test_half_precision_trains_with_a_scaled_loss(tiny, trained, tmp_path):
     half = train(with_(tiny, compute={"dtype": "float16"}), workspace=tmp_path)
     lines = metrics(half.run_dir)
@@ -75,6 +76,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, trained, tmp_path, caplog):
     assert "resuming after epoch 3" in (copy / "logs" / "rank_0.log").read_text()
 
 
+@pytest.mark.slow
 def test_graphs_are_not_taken_from_a_cache(tiny, trained, tmp_path, monkeypatch):
     monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", "1")
     monkeypatch.setenv("MS_COMPILER_CACHE_PATH", str(tmp_path / "cache"))

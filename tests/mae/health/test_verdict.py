@@ -232,6 +232,7 @@ def test_looks_are_the_same_whenever_one_asks():
     assert [looks(0), looks(7), looks(10), looks(25)] == [[], [7], [10], [10, 20, 25]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "ranks", "slow", "finding", "key"),
     [
@@ -322,6 +323,7 @@ def test_a_run_compared_with_others_of_its_recipe(family, tmp_path, name, factor
         assert result.findings[0].figures["loss"] > result.findings[0].figures["high"]
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_nothing_says_so_and_is_no_example(tiny, tmp_path):
     said = []
     job = with_(tiny, pretrain={"epochs": 30, "blr": 1e-9, "checkpoint_epochs": 30})

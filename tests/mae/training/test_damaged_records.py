@@ -102,6 +102,7 @@ def damaged_later(path, run_dir, damage):
     return thread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "ranks", "mending"),
     [(truncated, 2, {}), (decayed, 1, {"full": True})],

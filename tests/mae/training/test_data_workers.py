@@ -10,6 +10,8 @@ from mae.runs.run import Run
 from mae.train import _resolved, train
 from tests.mae.made_runs import lines, steps
 
+pytestmark = pytest.mark.slow
+
 ENGINE = str(Path(__file__).with_name("disturbed_engine.py"))
 
 

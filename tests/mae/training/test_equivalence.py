@@ -13,6 +13,8 @@ from mae.train import train
 from mae.training.task import Place, build_job
 from tests.mae.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 SIDE = 28
 EPOCHS, STEPS = 9, 54  # 6 updates of 32 images an epoch
 

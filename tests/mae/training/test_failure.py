@@ -47,6 +47,7 @@ def test_a_failed_step_is_kept_and_runs_again(tiny, trained, tmp_path):
     assert checkpoint.newest(run_dir / "checkpoints") == run_dir / "checkpoints" / "48"
 
 
+@pytest.mark.slow
 def test_a_decoder_that_overflows_goes_on_in_float32(tiny, trained, tmp_path):
     """Its first layer gives more than float16 holds, and no smaller loss scale helps."""
     job = with_(tiny, pretrain={"epochs": 5, "on_non_finite": "decoder_float32"}, compute={"dtype": "float16"})

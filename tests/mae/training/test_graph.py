@@ -282,6 +282,7 @@ class ErrorOfRemovedOnly(MaskedAutoencoder):
         return ops.masked_select(pred.mean(-1), removed > 0).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module", "replaced", "bad", "check"),
     [

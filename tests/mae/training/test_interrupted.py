@@ -14,6 +14,8 @@ from mae.train import _resolved, train
 from mae.training.failed_step import replay
 from tests.mae.made_runs import killed, lines, metrics, planted, steps, with_
 
+pytestmark = pytest.mark.slow
+
 RECIPE = {"epochs": 6, "warmup_epochs": 1, "checkpoint_epochs": 50, "checkpoint_steps": 5, "keep_checkpoints": 100}
 
 

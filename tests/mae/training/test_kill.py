@@ -9,6 +9,8 @@ from mae.runs import checkpoint
 from mae.train import _resolved, train
 from tests.mae.made_runs import killed, lines, steps, with_
 
+pytestmark = pytest.mark.slow
+
 RECIPE = {"epochs": 6, "warmup_epochs": 1, "ema": 0.9, "checkpoint_epochs": 50, "checkpoint_steps": 5}
 TUNED = {"epochs": 5, "batch_size": 4, "accum_iter": 2, "drop_path": 0.3, "checkpoint_steps": 5}
 KILLS = {"alone": ["rank", "write", "launcher"], "by two": ["one rank", "all ranks"]}

@@ -72,6 +72,7 @@ def test_who_reads_the_metrics_sees_it(watched):
     assert "Nothing found wrong" in page
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_is_made_up_for(watched, tmp_path):
     """The ranks died behind the checkpoint of epoch 2 and before its evaluation."""
     job, run, _ = watched
@@ -104,6 +105,7 @@ def test_a_killed_last_evaluation_is_made_up_for(watched, tmp_path, left):
     assert train(job, workspace=tmp_path).reused
 
 
+@pytest.mark.slow
 def test_a_sample_suffices(tiny, tmp_path):
     """With two ranks, the first 30 images of each split, every epoch; it is the same run as without."""
     job = with_(tiny, device={"ranks": 2}, pretrain={"batch_size": 8, "epochs": 2, "eval_epochs": 1, "eval_images": 30})
