@@ -243,7 +243,7 @@ def test_fresh_removes_nothing_if_the_table_is_refused(tmp_path: Path, tiny, con
     with pytest.raises(InputError, match=re.escape(str(table))):
         mae.train.train(job, workspace=tmp_path, rank_table=table)
     assert not (tmp_path / "runs").exists()
-    kept = mae.train.run_directory(job, workspace=tmp_path) / "checkpoints"
+    kept = mae.train.Run.of(job, tmp_path).checkpoints
     shutil.copytree(tmp_path / "dev", kept)
     with pytest.raises(InputError, match=re.escape(str(table))):
         mae.train.train(job, workspace=tmp_path, rank_table=table, resume=False)
