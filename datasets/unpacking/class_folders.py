@@ -89,7 +89,11 @@ def move_folders(source: Path, target: Path) -> None:
         moved = target / folder.relative_to(source)
         if not moved.exists():
             moved.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(folder, moved)
+            try:
+                os.rename(folder, moved)
+            except OSError:
+                if not moved.is_dir():  # else a worker of a killed call, which lives on for a moment, was faster
+                    raise
 
 
 def class_files(folder: Path) -> int:

@@ -154,7 +154,7 @@ def _plan(paths: list[Path], out: Path, check_md5: bool) -> tuple[dict[str, Entr
             sources.append(_Source(path, identity, headers, work))
             if headers.left_out:
                 logger.warning("%s: %d files outside of class folders are left out", path, headers.left_out)
-        for folder in folders:
+        for folder in sorted(folders):
             if owners.setdefault(folder, path.name) != path.name:
                 where, other = f"{path}: {folder}", f"it in {owners[folder]} too"
                 todo = "unpack one of them elsewhere"

@@ -37,5 +37,5 @@ def test_ties_are_broken_by_position():
 
 @pytest.mark.parametrize("mask_ratio", [0.0, 0.9])
 def test_a_mask_without_visible_or_removed_patches_is_refused(mask_ratio):
-    with pytest.raises(ValueError, match="at least one must stay and one go"):
+    with pytest.raises(ValueError, match="at least one must be kept and one removed"):
         ids_from_noise(np.zeros((1, 4)), mask_ratio)

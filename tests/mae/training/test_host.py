@@ -4,23 +4,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from datasets.records import load_index
 from mae.config.load import load_config
-from mae.device.context import setup
+from mae.runs.run import Run
 from mae.training import engine
-from mae.training.metrics import Metrics
-from mae.training.task import build_job
 
 READS = ("asnumpy", "item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__")
 
 
 def test_what_a_step_costs_the_host(tiny_yaml, tmp_path, monkeypatch):
     """uint8 pixels, two index arrays and the learning rate go out; one result in LOG_STEPS comes back."""
-    setup("CPU", ranks=1)
-    config = load_config(tiny_yaml, ["pretrain.checkpoint_epochs=4"])
-    job = build_job(config, classes=load_index(str(config.data.records)).classes)
-    update, sent, waits = engine.build_update(config, job), [], []
-    training = engine._updates(tmp_path, job, update, config, 0, 0, Metrics(tmp_path, config, rank=0, step=0))
+    run = Run(tmp_path, load_config(tiny_yaml, ["pretrain.checkpoint_epochs=4"]))
+    training, sent, waits = engine.Engine(run, None)._steps(), [], []
     next(training)  # compiles
 
     def tensor(data, *dtype):
