@@ -59,9 +59,7 @@ class Estimate(BaseModel):
     def table(self) -> str:
         """Return the figures as aligned text, one per line, and a line that says what is not estimated."""
         lines = [f"{f.stage:9} {f.name:20} {f.value:14,.2f} {f.unit:24} = {f.how}" for f in self.figures]
-        return "\n".join(
-            [*lines, "not estimated: evaluations (logistic, knn, eval_epochs), predictions and the report"]
-        )
+        return "\n".join([*lines, "not estimated: evaluations, predictions and the report"])
 
 
 class DataSize(NamedTuple):
