@@ -17,6 +17,7 @@ from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target
 from mae.health.follow import Follower
 from mae.health.tensorboard import rewrite
+from mae.health.verdict import FILE as VERDICT
 from mae.health.verdict import conclude, load_verdict
 from mae.launch.ranks import RanksFailed, check_free, run_ranks
 from mae.runs.data_facts import write_data_facts
@@ -86,7 +87,7 @@ def train(
     write_data_facts(run)
     if table is not None:
         atomic_write(run.directory / "rank_table.json", table)
-    (run.directory / "verdict.json").unlink(missing_ok=True)
+    (run.directory / VERDICT).unlink(missing_ok=True)
     while True:
         try:
             _run(run, report_line, console)

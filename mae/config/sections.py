@@ -24,7 +24,6 @@ from mae.masking import kept_patches
 
 Target = Literal["CPU", "Ascend"]
 Task = Literal["pretrain", "finetune", "linear"]
-DEMO_CONFIG = "configs/demo.yaml"
 LR_RULE = "lr = blr * batch_size * ranks * accum_iter / 256"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datasets.base.errors import InputError
 from mae.runs import checkpoint
 from mae.runs.inputs import differences
-from mae.runs.run import Run
+from mae.runs.run import CONFIG, Run
 
 
 def check_resumed(run: Run, *, among_others: bool) -> None:
@@ -18,7 +18,7 @@ def check_resumed(run: Run, *, among_others: bool) -> None:
         InputError: with each key that differs.
     """
     found = run.newest()
-    if found is None and among_others and not (run.directory / "config.yaml").exists():
+    if found is None and among_others and not (run.directory / CONFIG).exists():
         runs = run.directory.parent.glob(f"{run.config.name}-*")
         named = [path for path in runs if path.name.rpartition("-")[0] == run.config.name]
         others = filter(None, (checkpoint.newest(path / "checkpoints") for path in named))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -16,7 +15,6 @@ from datasets.records import load_index
 from mae.config.load import dump_config, load_config
 from mae.config.sections import Config, PretrainConfig
 from mae.runs import checkpoint, log
-from mae.runs.evaluations import EvaluationFile, read_evaluation
 from mae.runs.inputs import run_inputs
 
 if TYPE_CHECKING:
@@ -171,22 +169,13 @@ class Run:
         found = {line["protocol"] for line in self.measurements() if line["step"] == step}
         return found >= set(recipe.eval_protocols)
 
+    @property
+    def evaluations(self) -> Path:
+        """The folder of the results, one file per protocol (see `mae.runs.evaluations`)."""
+        return self.directory / "evaluations"
+
     def rank_lines(self) -> dict[int, list[log.Line]]:
         """Return the lines of metrics/rank_<n>.jsonl by rank; ranks without lines are left out."""
         paths = (self.directory / log.RANKS).glob("rank_*.jsonl")
         found = {int(path.stem[5:]): log.read_lines(path) for path in paths}
         return {rank: lines for rank, lines in found.items() if lines}
-
-    @property
-    def evaluations(self) -> Path:
-        """The folder of the results, one file per protocol."""
-        return self.directory / "evaluations"
-
-    def results(self) -> Iterator[EvaluationFile]:
-        """Yield the results of all protocols, in the order of their file names.
-
-        Raises:
-            ValueError: a file is not a result.
-        """
-        for path in sorted(self.evaluations.glob("*.json")):
-            yield read_evaluation(path)
