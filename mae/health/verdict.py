@@ -58,7 +58,7 @@ class Watch:
     def add(self, lines: Rows) -> list[Finding]:
         """Take new readings and return the findings that appear for the first time."""
         self.lines += lines
-        due = [count for count in range(self.looked + EVERY, len(self.lines) + 1) if count % EVERY == 0]
+        due = range(self.looked + EVERY, len(self.lines) + 1, EVERY)
         if not due:
             return []
         self.looked = due[-1]

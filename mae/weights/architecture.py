@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from datasets.base.errors import InputError
+from mae.config.load import invalid
 from mae.config.sections import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from mae.model.card import ModelCard
 
@@ -21,6 +21,7 @@ from mae.model.card import ModelCard
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
 CARD_SETTINGS = ("mask_ratio", "classes")  # settings that are fields of ModelCard, not of ModelConfig
+SETTINGS = sorted([*ModelConfig.model_fields, *CARD_SETTINGS])
 IMAGENET = MappingProxyType({"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD})
 _PUBLISHED = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+(_dec512d8b)?")
 
@@ -40,17 +41,6 @@ class Architecture(NamedTuple):
     card: ModelCard
     grid: tuple[int, int]  # rows, columns
     assumed: list[str]
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise InputError if a name is neither a field of ModelConfig nor one of CARD_SETTINGS."""
-    known = [*ModelConfig.model_fields, *CARD_SETTINGS]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            todo = f"did you mean {near[0]}?" if near else "remove it"
-            expected = f"one of {', '.join(sorted(known))}"
-            raise InputError(f"setting {name}", expected=expected, found="an unknown name", todo=todo)
 
 
 def facts_from_args(args: Mapping[str, Any]) -> Facts:
@@ -95,7 +85,7 @@ def describe(
     weights, `layouts.differences` finds it afterwards.
 
     Raises:
-        InputError: the weights are not a vision transformer's, a size cannot be found, or a setting is out of range.
+        InputError: the weights are not a vision transformer's, a size cannot be found, or a setting is not valid.
     """
     shown = _shown(weights, where)
     kind = source_kind = facts.kind or _kind(weights)
@@ -144,14 +134,7 @@ def describe(
     try:
         return Architecture(ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed)
     except ValidationError as error:
-        first = error.errors()[0]
-        # pydantic puts the branch of a union into the path: `constrained-int`
-        key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))
-        expected, found = first["msg"], repr(first["input"])
-        if first["type"] == "value_error":  # our validators' messages contain both
-            expected, found = "sizes that fit", str(first["ctx"]["error"])
-        todo = "correct the setting, or give a supported model"
-        raise InputError(f"{where}: {key}".rstrip(": "), expected=expected, found=found, todo=todo) from None
+        raise invalid(where, error, lambda _: SETTINGS) from None
 
 
 def _kind(weights: Mapping[str, np.ndarray]) -> str:

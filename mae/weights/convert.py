@@ -21,7 +21,7 @@ from mae.model.pos_embed import interpolate
 from mae.runs.checkpoint import MODEL, digest_once
 from mae.runs.model_file import CONFIG, FOLDER_FILES, PREPROCESSOR, model_file
 from mae.weights import hugging_face
-from mae.weights.architecture import IMAGENET, Facts, check_settings, describe, facts_from_args, fields_from_name
+from mae.weights.architecture import IMAGENET, Facts, describe, facts_from_args, fields_from_name
 from mae.weights.files import WeightFile, read_file, write_file
 from mae.weights.layouts import detect, differences, shapes, to_hugging_face, to_ours
 
@@ -129,7 +129,6 @@ def convert(
 
 def _load(source: PathLike, settings: Mapping[str, Any], random_decoder: bool) -> Loaded:
     """Return a model whose card always describes its conversion."""
-    check_settings(settings)
     path = model_file(Path(source))
     file = read_file(path)
     layout = detect(file.weights)

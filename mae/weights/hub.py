@@ -2,8 +2,7 @@
 
 $MAE_HOME (default ~/.cache/maeflow)
     <name>/model.safetensors, source.json    the converted weights; their source and digests
-    downloads/<file>                         a download that is not finished, or a file that a user without internet
-                                             put there
+    downloads/<file>                         a file that is being downloaded, or that a user without internet put there
 $MAE_MIRROR                                  address of a server to use instead of PUBLISHER
 """
 
@@ -172,7 +171,7 @@ def _download(published: Published, file: Path) -> None:
             address,
             expected="the file",
             found=str(error) or type(error).__name__,
-            todo=f"call again to continue, set MAE_MIRROR to a server that has it under /{published.file}, or fetch "
+            todo=f"call again, set MAE_MIRROR to a server that has it under /{published.file}, or fetch "
             f"{PUBLISHER}/{published.file} on a machine with internet and put it at {file}",
         ) from None
 
