@@ -89,7 +89,6 @@ def mae_pretrain(
         check_inventory(Path(cluster), job.device)
     workspace = workspace_path()
     logger.info("%s into %s: %s", config, workspace, ", ".join(wanted))
-    chain = Chain()
 
     if "sample-data" in wanted:
         sample = finished(run.sample_data, workspace)
@@ -107,10 +106,9 @@ def mae_pretrain(
         rank_table = finished(run.rank_table, workspace, job.device, inventory)
     if "pretrain" in wanted:
         training = finished(run.pretrain, job, workspace, rank_table)
-        chain = chain.model_copy(update={"run_dir": training.run_dir})
     if "evaluate" in wanted:
         finished(run.evaluate, job, training.checkpoint, records.directory, workspace)
     if "report" in wanted:
         page = finished(run.report, job, training, validation)
-        chain = chain.model_copy(update={"report": page.path})
-    return chain
+    run_dir = training.run_dir if "pretrain" in wanted else None
+    return Chain(run_dir=run_dir, report=page.path if "report" in wanted else None)

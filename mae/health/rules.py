@@ -11,7 +11,7 @@ import statistics
 from typing import Any, Literal, NamedTuple, Optional
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from mae.config.sections import Config, PretrainConfig
 from mae.runs.history import Past
@@ -23,10 +23,8 @@ Rows = list[dict[str, Any]]
 Fault = tuple[str, str, dict[str, Any]]  # message, config key that helps, figures
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, extra="forbid"):
     """A fault: when it occurred, its figures, and the config key that helps."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     about: Literal["loss", "speed"]
@@ -37,10 +35,8 @@ class Finding(BaseModel):
     last_step: int  # last step at which it was still found
 
 
-class Band(BaseModel):
+class Band(BaseModel, extra="forbid"):
     """The range of the loss at this point in earlier runs of this recipe."""
-
-    model_config = ConfigDict(extra="forbid")
 
     low: float
     high: float

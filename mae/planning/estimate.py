@@ -9,7 +9,7 @@ import math
 import os
 from typing import Literal, NamedTuple, Optional
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.errors import InputError
 from datasets.batches import steps_per_epoch
@@ -33,10 +33,8 @@ FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days o
 RESTART_SECONDS = 180.0  # to notice a failure, start the ranks and compile the graph again
 
 
-class Figure(BaseModel):
+class Figure(BaseModel, extra="forbid", frozen=True):
     """One number of an estimate and its calculation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: str
     name: str
@@ -45,10 +43,8 @@ class Figure(BaseModel):
     how: str
 
 
-class Estimate(BaseModel):
+class Estimate(BaseModel, extra="forbid", frozen=True):
     """The estimated costs of a job. Hours are wall-clock hours; a GB is 10^9 bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     figures: list[Figure]
 

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 CONFIG, FALLBACK = "config.yaml", "fallback.json"
 
 
-class Fallback(BaseModel):
+class Fallback(BaseModel, extra="forbid"):
     """fallback.json: from step `from_step` on, the decoder is computed in float32, because of `failure`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     decoder: str = "float32"
     failure: str  # name of the failure's directory
@@ -173,9 +171,3 @@ class Run:
     def evaluations(self) -> Path:
         """The folder of the results, one file per protocol (see `mae.runs.evaluations`)."""
         return self.directory / "evaluations"
-
-    def rank_lines(self) -> dict[int, list[log.Line]]:
-        """Return the lines of metrics/rank_<n>.jsonl by rank; ranks without lines are left out."""
-        paths = (self.directory / log.RANKS).glob("rank_*.jsonl")
-        found = {int(path.stem[5:]): log.read_lines(path) for path in paths}
-        return {rank: lines for rank, lines in found.items() if lines}

@@ -7,7 +7,6 @@ tensors is `argparse.Namespace`, because upstream stores its arguments in one.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
 import uuid
@@ -19,7 +18,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
@@ -200,8 +198,8 @@ def _card(text: object, path: Path) -> ModelCard | None:
     if text is None:
         return None
     try:
-        return ModelCard.model_validate(json.loads(str(text)))
-    except (ValueError, ValidationError) as error:
+        return ModelCard.model_validate_json(str(text))
+    except ValueError as error:
         found, todo = str(error).splitlines()[0], "convert the original file again"
         raise InputError(path, expected="a model card of this version", found=found, todo=todo) from None
 
