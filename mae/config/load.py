@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -84,28 +84,30 @@ def parse_config(values: dict[str, Any], *, source: object) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise invalid(source, error, _keys_of) from None
+        path = error.errors()[0]["loc"]
+        if error.errors()[0]["type"] == "extra_forbidden":
+            where = f"{source}: {'.'.join(map(str, path))}"
+            raise unknown_key(where, str(path[-1]), _keys_of(path[:-1])) from None
+        raise invalid(source, error) from None
 
 
-def invalid(source: object, error: ValidationError, keys: Callable[[tuple[Any, ...]], list[str]]) -> InputError:
-    """Return the first error of a validation as an InputError.
-
-    Args:
-        keys: returns the known keys of a section, which is given by its path.
-    """
+def invalid(source: object, error: ValidationError) -> InputError:
+    """Return the first error of a validation as an InputError."""
     first = error.errors()[0]
     # pydantic adds the branch of a union to the path: `constrained-int`
     key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))
     where = f"{source}: {key}" if key else str(source)
-    if first["type"] == "extra_forbidden":
-        known = keys(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
-        return InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint)
     if first["type"] == "value_error":  # a validator's own message has what it expected and got
         found = str(first["ctx"]["error"])
         return InputError(where, expected="values that fit", found=found, todo="correct them")
     return InputError(where, expected=first["msg"], found=repr(first["input"]), todo="correct the value")
+
+
+def unknown_key(where: str, key: str, known: list[str]) -> InputError:
+    """Return the error for a key that is not known, with the most similar known key."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
+    return InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint)
 
 
 def dump_config(config: Config) -> str:

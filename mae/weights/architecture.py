@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from datasets.base.errors import InputError
-from mae.config.load import invalid
+from mae.config.load import invalid, unknown_key
 from mae.config.sections import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from mae.model.card import ModelCard
 
@@ -87,6 +87,9 @@ def describe(
     Raises:
         InputError: the weights are not a vision transformer's, a size cannot be found, or a setting is not valid.
     """
+    for name in settings:
+        if name not in SETTINGS:
+            raise unknown_key(f"setting {name}", name, SETTINGS)
     shown = _shown(weights, where)
     kind = source_kind = facts.kind or _kind(weights)
     if random_decoder:
@@ -134,7 +137,7 @@ def describe(
     try:
         return Architecture(ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed)
     except ValidationError as error:
-        raise invalid(where, error, lambda _: SETTINGS) from None
+        raise invalid(where, error) from None
 
 
 def _kind(weights: Mapping[str, np.ndarray]) -> str:
