@@ -35,14 +35,6 @@ class Facts(NamedTuple):
     mask_ratio: Optional[float] = None
 
 
-class Architecture(NamedTuple):
-    """The card of the requested model, the grid of the file's position embedding, and what was assumed."""
-
-    card: ModelCard
-    grid: tuple[int, int]  # rows, columns
-    assumed: list[str]
-
-
 def facts_from_args(args: Mapping[str, Any]) -> Facts:
     """Return what the training arguments of upstream (in checkpoint-<N>.pth) or of timm say about the model."""
     fields: dict[str, Any] = {}
@@ -78,8 +70,8 @@ def describe(
     *,
     where: object,
     random_decoder: bool = False,
-) -> Architecture:
-    """Return the architecture of weights that have our names.
+) -> tuple[ModelCard, tuple[int, int], list[str]]:
+    """Return the card of weights that have our names, the grid of their position embedding, and what was assumed.
 
     The caller's settings take precedence over the file's facts, and those over the shapes. If they contradict the
     weights, `layouts.differences` finds it afterwards.
@@ -135,7 +127,7 @@ def describe(
         "mask_ratio": mask_ratio if kind == "mae" else None,
     }
     try:
-        return Architecture(ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed)
+        return ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed
     except ValidationError as error:
         raise invalid(where, error) from None
 

@@ -98,10 +98,8 @@ def _read_safetensors(path: Path) -> WeightFile:
             names = list(file.keys())
             card = _card((file.metadata() or {}).get(CARD), path)
             kinds = {name: file.get_slice(name).get_dtype() for name in names}
-            if "BF16" not in kinds.values():
-                return WeightFile({name: file.get_tensor(name) for name in names}, card)
             weights = {name: file.get_tensor(name) for name in names if kinds[name] != "BF16"}
-        for name, entry in deserialize(path.read_bytes()):
+        for name, entry in deserialize(path.read_bytes()) if len(weights) < len(names) else ():
             if name not in weights:  # NumPy has no bfloat16, which is the upper half of a float32
                 halves = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
                 weights[name] = halves.view(np.float32).reshape(entry["shape"])
