@@ -52,10 +52,8 @@ def read_file(path: Path) -> WeightFile:
     """Return the content of a weight file. Types of 16 bits become float32, which is exact.
 
     Raises:
-        InputError: the file is missing or damaged, its suffix is unknown, or it contains code.
+        InputError: the file is damaged, its suffix is unknown, or it contains code.
     """
-    if not path.is_file():
-        raise InputError(path, expected="a weight file", found="no such file", todo="check the path")
     readers = {SAFETENSORS: _read_safetensors, MINDSPORE: _read_mindspore, **dict.fromkeys(TORCH, _read_torch)}
     if path.suffix not in readers:
         found = path.suffix or "no suffix"
