@@ -50,10 +50,19 @@ class Run:
     Attributes:
         directory: the run's folder; it may not exist yet.
         config: the resolved config, as config.yaml has it.
+        name, workspace: the folder's name, and the workspace that it is in.
+        records: the directory of the records that the run trains on.
+        checkpoints: the folder of the checkpoints (see `mae.runs.checkpoint`).
+        metrics: metrics.jsonl (see `mae.runs.log`).
+        evaluations: the folder of the results, one file per protocol (see `mae.runs.evaluations`).
     """
 
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory, self.config = directory, config
+        self.name, self.workspace = directory.name, directory.parent.parent
+        self.records = Path(str(config.data.records))
+        self.checkpoints, self.metrics = directory / "checkpoints", directory / log.METRICS
+        self.evaluations = directory / "evaluations"
 
     @classmethod
     def open(cls, directory: Path) -> Run:
@@ -87,21 +96,6 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic_write(self.directory / CONFIG, dump_config(self.config))
 
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.directory.name
-
-    @property
-    def workspace(self) -> Path:
-        """The workspace that the run is in."""
-        return self.directory.parents[1]
-
-    @property
-    def records(self) -> Path:
-        """The records directory that the run trains on."""
-        return Path(str(self.config.data.records))
-
     @functools.cached_property
     def index(self) -> Index:
         """The index of these records."""
@@ -126,11 +120,6 @@ class Run:
         compute = self.config.compute.model_copy(update={"decoder_float32": True})
         return self.config.model_copy(update={"compute": compute})
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.directory / "checkpoints"
-
     def newest(self) -> Optional[Path]:
         """Return the directory of the newest intact checkpoint. A process reads each unchanged file once for this."""
         return checkpoint.newest(self.checkpoints)
@@ -145,11 +134,6 @@ class Run:
             return None
         model, digest = newest / checkpoint.MODEL, state.digests[checkpoint.MODEL]
         return Training(run_dir=self.directory, checkpoint=model, digest=digest, steps=state.step, loss=state.loss)
-
-    @property
-    def metrics(self) -> Path:
-        """metrics.jsonl (see `mae.runs.log`)."""
-        return self.directory / log.METRICS
 
     def readings(self) -> list[log.Line]:
         """Return the readings of the training, oldest first."""
@@ -166,8 +150,3 @@ class Run:
             return True
         found = {line["protocol"] for line in self.measurements() if line["step"] == step}
         return found >= set(recipe.eval_protocols)
-
-    @property
-    def evaluations(self) -> Path:
-        """The folder of the results, one file per protocol (see `mae.runs.evaluations`)."""
-        return self.directory / "evaluations"
