@@ -48,7 +48,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=StageResult)
 T = TypeVar("T")
 
-checks: dict[str, Callable[[Any], bool]] = {}  # by stage
+checks: dict[str, Callable[[Any], bool]] = {}  # by the stage's name
 
 logger = logging.getLogger(__name__)
 show_library_logs()
@@ -132,7 +132,7 @@ def unchanged(path: Path, digest: str) -> bool:
     return path.is_file() and file_digest(path) == digest
 
 
-# The stage after this one and the one after "unpack" list all files of the folder, so the marker is enough.
+# The next stage lists all files of the folder, so the marker is enough here, and for `unpack`.
 @stage("sample-data", lambda made: (made.root / sample.MARKER).is_file())
 def sample_data(workspace: Path) -> SampleData:
     """Unpack the shipped sample."""
