@@ -31,7 +31,7 @@ def spread(subflow: Flow[P, R], data: DataConfig) -> Flow[P, R]:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
-        todo = "run `pip install -e '.[dask]' -c constraints.txt`, or leave data.dask out to work on this machine"
+        todo = "run `pip install -e '.[dask]' -c .venv/constraints.txt`, or leave data.dask out to work on this machine"
         raise InputError("data.dask", expected="an installed prefect-dask", found="none", todo=todo) from None
     return subflow.with_options(task_runner=DaskTaskRunner(address=data.dask))
 

@@ -153,7 +153,7 @@ def _write_onnx(
         import onnx
         import onnxruntime
     except ImportError as error:
-        todo = "run pip install -e '.[onnx]' -c constraints.txt in the folder of maeflow, or export to .mindir"
+        todo = "run pip install -e '.[onnx]' -c .venv/constraints.txt in the folder of maeflow, or export to .mindir"
         raise InputError(f"{name}{ONNX}", expected="onnx and onnxruntime", found=str(error), todo=todo) from None
     config, weights = source.model.config, {p.name: p.asnumpy() for p in source.model.get_parameters()}
     model = vit_graph(
