@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import mindspore as ms
 from mindspore import Parameter, Tensor
 
 from datasets.base.errors import InputError
@@ -22,6 +23,9 @@ def resume(directory: Path, job: Job, update: Update) -> int:
     state = checkpoint.load_state(directory)
     place = f" and {state.update} updates" if state.update else ""
     print(f"resuming after epoch {state.epoch}{place} from {directory}", flush=True)
+    if state.mindspore not in (None, ms.__version__):
+        release = f"by MindSpore {state.mindspore}, and MindSpore {ms.__version__} continues: results differ by rounding"
+        print(f"WARNING: this checkpoint was computed {release}", flush=True)
     return state.step
 
 
