@@ -38,6 +38,7 @@ GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 WATCH_SECONDS = 0.1
 SETTLE_SECONDS = 0.3  # pause after the first end is seen, because a guard may still be recording an earlier one
 TAIL_LINES = 20
+PYTHON = "MAE_PYTHON"  # environment variable with the interpreter of jobs that name none
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -201,7 +202,7 @@ def _launch_dir(run_dir: Path) -> Path:
 
 
 def _interpreter(python: str | None) -> str:
-    found = shutil.which(python or sys.executable)
+    found = shutil.which(python or os.environ.get(PYTHON) or sys.executable)
     if not found:
         raise InputError(
             "device.python", expected="a Python interpreter", found=repr(python), todo="give its path, or omit it"

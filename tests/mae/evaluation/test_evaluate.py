@@ -15,6 +15,9 @@ from mae.evaluation.protocol import Features
 from mae.runs.evaluations import read_evaluation
 
 
+pytestmark = pytest.mark.usefixtures("in_process")  # tests/mae/test_cli.py and tests/flows start children
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     return tmp_path_factory.mktemp("evaluations")
