@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
 from mae.launch.process_tree import with_variable
 
 ROOT = Path(__file__).resolve().parents[2]

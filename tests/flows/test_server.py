@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import httpx
 import pytest
+from mae.launch.process_tree import members, with_variable
 
 from flows.server import server_home
-from mae.launch.process_tree import members, with_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))

@@ -6,12 +6,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from mae.launch.process_tree import started
 
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
 from mae.evaluation.evaluate import evaluate
-from mae.launch.process_tree import started
 from mae.runs.model_file import load_weights, model_file
 from mae.runs.run import Run
 from mae.train import train

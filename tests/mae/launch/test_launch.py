@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from mae.launch.process_tree import LAUNCH_DIR, members
 
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
 from mae.device import context
 from mae.launch import ranks as launch
-from mae.launch.process_tree import LAUNCH_DIR, members
 from mae.launch.ranks import RanksFailed, msrun_command, rank_main, reap, run_ranks
 
 ROOT = Path(__file__).parents[3]
