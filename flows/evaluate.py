@@ -37,7 +37,7 @@ def mae_evaluate(run: str | None = None) -> list[Path]:
             evaluations = finished(
                 stages.evaluate,
                 tasks.evaluate.intact,
-                each.config,
+                each.config_of_another(),
                 model_file(newest),
                 each.records,
                 workspace,

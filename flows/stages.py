@@ -147,5 +147,5 @@ def evaluate(config: Config, checkpoint: Path, records: Path, workspace: Path, r
 def report(config: Config, training: Training, validation: Validation) -> ReportPage:
     """Reconstruct some validation images and write the page."""
     images = tasks.predict.validation_images(validation)
-    tasks.predict.predict(training.checkpoint, images, training.run_dir, config.device.target)
+    tasks.predict.predict(training.checkpoint, images, training.run_dir, config.device)
     return tasks.report.report(training.run_dir)

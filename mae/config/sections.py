@@ -154,7 +154,7 @@ class DeviceConfig(Section):
 
     target: Target = Field("CPU", description="kind of device")
     ranks: int = Field(1, gt=0, description="processes per server; on Ascend one per NPU")
-    python: Optional[str] = Field(None, description="interpreter that runs the ranks; none: the current one")
+    python: Optional[str] = Field(None, description="interpreter that computes; none: $MAE_PYTHON, or the current one")
     peak_tflops: Optional[float] = Field(
         None,
         gt=0,

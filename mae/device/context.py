@@ -67,8 +67,11 @@ def precision_mode(compute: ComputeConfig) -> str:
     return "must_keep_origin_dtype" if compute.float32_products else "allow_fp32_to_fp16"
 
 
-def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:
-    """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank."""
+def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE, connect: bool = True) -> int:
+    """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank.
+
+    Ranks that share no collective operators need no connection: `connect=False`.
+    """
     import mindspore as ms
     from mindspore import communication
 
@@ -88,6 +91,8 @@ def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) 
             ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
     if ranks == 1:
         return 0
+    if not connect:
+        return int(os.environ["RANK_ID"])
     communication.init()
     return int(communication.get_rank())
 

@@ -150,7 +150,7 @@ def run_child(
     python: Optional[str] = None,
     report_line: Optional[Callable[[str], None]] = None,
 ) -> None:
-    """Run `python -m module arguments` as a child process, or as `ranks` of them, and return when it has ended.
+    """Run `python -m module arguments` as a child process, or as `ranks` of them, which do not communicate.
 
     The module calls `rank_main`, so that an InputError in it is raised here. Everything that `run_ranks` promises
     holds. Results travel through files that `arguments` name.
@@ -181,6 +181,7 @@ def run_child(
         run_ranks(
             ["-m", module, *arguments],
             ranks=ranks,
+            total=1,
             log_dir=log_dir,
             run_dir=Path(folder),
             devices=devices,

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.batches import train_batches
+from mae.config.protocols import protocol_names
 from mae.config.sections import Config
 from mae.evaluation import evaluate
 from mae.prediction import predict
@@ -44,6 +46,7 @@ print(write_records(validate(images, folder / "valid").directory, folder / "reco
 """
 FLOAT32, FLOAT16 = 1e-6, 1e-5  # largest relative differences between the losses of two releases
 UPDATES = 50
+ONE_IMAGE = 1 / 40 + 1e-9  # of the validation images
 HALF = {
     "compute": {"dtype": "float16"},
     "pretrain": {"accum_iter": 2, "clip_grad": 0.5, "ema": 0.9},
@@ -134,6 +137,38 @@ def test_one_release_continues_the_run_of_another(pair, pretrained, tiny, tmp_pa
     train(with_(config, device={"python": python}), workspace=tmp_path, resume=True)
     np.testing.assert_allclose(trace(run), trace(pretrained[begins].run_dir), rtol=FLOAT32)
     assert "WARNING: this checkpoint was computed by MindSpore" in (run / "logs" / "rank_0.log").read_text()
+
+
+@pytest.mark.parametrize("protocol", protocol_names())
+def test_evaluation(pair, pretrained, tiny, records, tmp_path, protocol):
+    def measured(who: str, ranks: int) -> dict[str, float]:
+        device = {"python": pair.other if who == "other" else None, "ranks": ranks}
+        place = tmp_path / f"{who}-{ranks}"
+        config = with_(tiny, device=device)
+        checkpoint = pretrained["this"].checkpoint
+        found = evaluate(checkpoint, records, protocol=protocol, config=config, workspace=place, out=place)
+        assert {score.images for score in found.results} == {40}
+        return {score.encoder: score.top1 for score in found.results}
+
+    expected = measured("this", 1)
+    for ranks in (1, 2):
+        assert measured("other", ranks) == pytest.approx(expected, abs=ONE_IMAGE)
+
+
+@pytest.mark.parametrize("kind", ["mae", "classifier"])
+def test_prediction(pair, pretrained, tiny, images, tmp_path, kind):
+    run = pretrained["this"]
+    if kind == "classifier":
+        run = pair.train(job(tiny, "finetune", 1, pretrained["other"].checkpoint), "other")
+    pictures = sorted(images.glob("val/*/*"))[:3]
+    found, expected = (
+        pq.read_table(predict(run.checkpoint, pictures, tmp_path / name, device=with_(tiny, device=python).device).table)
+        for name, python in (("other", {"python": pair.other}), ("this", {}))
+    )
+    values = "loss" if kind == "mae" else "probabilities"
+    flat = [np.ravel(table[values].to_pylist()) for table in (found, expected)]
+    assert len(flat[0]) >= len(pictures)
+    np.testing.assert_allclose(*flat, rtol=1e-5)
 
 
 def test_records_of_the_other_release_are_read(other, images, records, tmp_path):

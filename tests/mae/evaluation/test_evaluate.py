@@ -14,6 +14,8 @@ from mae.evaluation.features import in_fixed_batches, pixel_features, split_feat
 from mae.evaluation.protocol import Features
 from mae.runs.evaluations import read_evaluation
 
+pytestmark = pytest.mark.usefixtures("in_process")  # tests/mae/test_cli.py and tests/flows start children
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
