@@ -162,7 +162,9 @@ def test_prediction(pair, pretrained, tiny, images, tmp_path, kind):
         run = pair.train(job(tiny, "finetune", 1, pretrained["other"].checkpoint), "other")
     pictures = sorted(images.glob("val/*/*"))[:3]
     found, expected = (
-        pq.read_table(predict(run.checkpoint, pictures, tmp_path / name, device=with_(tiny, device=python).device).table)
+        pq.read_table(
+            predict(run.checkpoint, pictures, tmp_path / name, device=with_(tiny, device=python).device).table
+        )
         for name, python in (("other", {"python": pair.other}), ("this", {}))
     )
     values = "loss" if kind == "mae" else "probabilities"
