@@ -17,7 +17,6 @@ from mae.config.protocols import protocol_names
 from mae.config.sections import Config
 from mae.evaluation import evaluate
 from mae.prediction import predict
-from mae.runs.run import Run
 from mae.train import train
 from tests.mae.made_runs import metrics, with_
 
