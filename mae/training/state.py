@@ -24,10 +24,8 @@ def resume(directory: Path, job: Job, update: Update) -> int:
     place = f" and {state.update} updates" if state.update else ""
     print(f"resuming after epoch {state.epoch}{place} from {directory}", flush=True)
     if state.mindspore not in (None, ms.__version__):
-        release = (
-            f"by MindSpore {state.mindspore}, and MindSpore {ms.__version__} continues: results differ by rounding"
-        )
-        print(f"WARNING: this checkpoint was computed {release}", flush=True)
+        found = f"the checkpoint was written with MindSpore {state.mindspore}, this is {ms.__version__}"
+        print(f"WARNING: {found}; results differ by rounding", flush=True)
     return state.step
 
 
