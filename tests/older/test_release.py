@@ -135,7 +135,7 @@ def test_one_release_continues_the_run_of_another(pair, pretrained, tiny, tmp_pa
     python = pair.other if ends == "other" else None
     train(with_(config, device={"python": python}), workspace=tmp_path, resume=True)
     np.testing.assert_allclose(trace(run), trace(pretrained[begins].run_dir), rtol=FLOAT32)
-    assert "WARNING: this checkpoint was computed by MindSpore" in (run / "logs" / "rank_0.log").read_text()
+    assert "WARNING: the checkpoint was written with MindSpore" in (run / "logs" / "rank_0.log").read_text()
 
 
 @pytest.mark.parametrize("protocol", protocol_names())
@@ -159,15 +159,12 @@ def test_prediction(pair, pretrained, tiny, images, tmp_path, kind):
     run = pretrained["this"]
     if kind == "classifier":
         run = pair.train(job(tiny, "finetune", 1, pretrained["other"].checkpoint), "other")
-    pictures = sorted(images.glob("val/*/*"))[:3]
-    found, expected = (
-        pq.read_table(
-            predict(run.checkpoint, pictures, tmp_path / name, device=with_(tiny, device=python).device).table
-        )
-        for name, python in (("other", {"python": pair.other}), ("this", {}))
-    )
+    pictures, tables = sorted(images.glob("val/*/*"))[:3], []
+    for name, python in (("other", pair.other), ("this", None)):
+        device = with_(tiny, device={"python": python}).device
+        tables.append(pq.read_table(predict(run.checkpoint, pictures, tmp_path / name, device=device).table))
     values = "loss" if kind == "mae" else "probabilities"
-    flat = [np.ravel(table[values].to_pylist()) for table in (found, expected)]
+    flat = [np.ravel(table[values].to_pylist()) for table in tables]
     assert len(flat[0]) >= len(pictures)
     np.testing.assert_allclose(*flat, rtol=1e-5)
 
@@ -179,6 +176,6 @@ def test_records_of_the_other_release_are_read(other, images, records, tmp_path)
         for path in (written, records)
     )
     assert len(found) == len(expected) == 12
-    for one, same in zip(found, expected):
-        for ours, theirs in zip(one, same):
+    for one, same in zip(found, expected, strict=True):
+        for ours, theirs in zip(one, same, strict=True):
             np.testing.assert_array_equal(ours, theirs)
