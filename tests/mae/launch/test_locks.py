@@ -94,7 +94,8 @@ def test_users_share_the_locks(monkeypatch):
         os.chmod(folder, 0o1777)
         monkeypatch.setattr(module, "FOLDERS", (folder,))
         source = (
-            f"import os; from mae.launch import locks; locks.FOLDERS = ({folder!r},); os.setuid(65534); os.umask(0o77)\n"
+            "import os\nfrom mae.launch import locks\nos.setuid(65534)\nos.umask(0o77)\n"
+            f"locks.FOLDERS = ({folder!r},)\n"
             "with locks.devices_held([4], 'theirs'): print(flush=True); input()"
         )
         other = subprocess.Popen(
