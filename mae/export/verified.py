@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import mindspore as ms
 import numpy as np
@@ -135,9 +135,12 @@ def _load(path: Path) -> _Source:
 def _write_mindir(
     source: _Source, folder: Path, name: str, batch_size: Optional[int], _shape: tuple[int, ...]
 ) -> tuple[Path, Compute]:
-    def describe(model: object) -> None:
+    def describe(model: Any) -> None:
         for key, value in source.metadata.items():
-            model.user_info[key] = value  # type: ignore[attr-defined]
+            if hasattr(model.user_info, "add"):  # a list of entries: MindSpore 2.7 with protobuf 4 or newer
+                model.user_info.add(key=key, value=value)
+            else:
+                model.user_info[key] = value
 
     images = Tensor(source.images(batch_size or 1))
     ms.export(source.graph, images, file_name=str(folder / name), file_format="MINDIR", custom_func=describe)
