@@ -73,6 +73,7 @@ def run_ranks(
     run_dir: Path,
     first: int = 0,
     total: Optional[int] = None,
+    connected: bool = True,
     scheduler: Optional[str] = None,
     devices: Sequence[int] = (),
     rank_table: Optional[bytes] = None,
@@ -100,6 +101,7 @@ def run_ranks(
         run_dir: contains launch/ while the ranks run. A second launch in the same run directory is an error.
         first: number of this server's first rank in the job.
         total: number of ranks in the whole job; none: `ranks`.
+        connected: False: the ranks do not communicate with each other.
         scheduler: host:port at which the ranks of a job on several servers with CPUs meet. The launcher of rank 0
             starts the scheduler there. None: a free port of this server.
         devices: the NPU of each rank; empty on CPUs. Each is locked until the last process of the tree has ended.
@@ -119,21 +121,22 @@ def run_ranks(
     interpreter = check_interpreter(python).path
     with _claimed(run_dir, first) as launch_dir, devices_held(devices, owner or run_dir.resolve().name) as locks:
         common = _environment(ranks=ranks, launch_dir=launch_dir)
-        if devices:
-            common |= _hccl(total, rank_table, launch_dir, connect_seconds)
-        elif total > 1:
+        on_cluster = connected and not devices and total > 1
+        if on_cluster:
             common |= _cluster(total, scheduler)
+        elif connected and devices:
+            common |= _hccl(total, rank_table, launch_dir, connect_seconds)
         processes = []
         for local, rank in enumerate(range(first, first + ranks)):
             own = {"RANK_ID": str(rank), LOCAL_RANK: str(local), LOCAL_RANKS: str(ranks)}
             if devices:
                 own["DEVICE_ID"] = str(devices[local])
-            elif total > 1:
+            if on_cluster:
                 own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}
             processes.append(
                 _Process(f"rank {rank}", [interpreter, *command], common | own, log_dir / f"rank_{rank}.log")
             )
-        if not devices and total > 1 and first == 0:
+        if on_cluster and first == 0:
             own = {"MS_ROLE": "MS_SCHED", "MS_NODE_ID": "scheduler"}
             serve = [interpreter, SCHEDULER]
             processes.append(_Process("scheduler", serve, common | own, log_dir / "scheduler.log"))
@@ -150,14 +153,14 @@ def run_child(
     owner: str,
     ranks: int = 1,
     devices: Sequence[int] = (),
-    rank_table: Optional[bytes] = None,
     python: Optional[str] = None,
     report_line: Optional[Callable[[str], None]] = None,
 ) -> None:
-    """Run `python -m module arguments` as a child process, or as `ranks` of them, and return when it has ended.
+    """Run `python -m module arguments` as a child process, or as `ranks` of them, and return when all have ended.
 
-    The module calls `rank_main`, so that an InputError in it is raised here. Everything that `run_ranks` promises
-    holds. Results travel through files that `arguments` name.
+    The processes do not communicate with each other; each has its number in RANK_ID. The module calls `rank_main`, so
+    that an InputError in it is raised here. Everything that `run_ranks` promises holds. Results travel through files
+    that `arguments` name.
 
     Args:
         log_dir: receives rank_<n>.log.
@@ -187,8 +190,8 @@ def run_child(
             ranks=ranks,
             log_dir=log_dir,
             run_dir=Path(folder),
+            connected=False,
             devices=devices,
-            rank_table=rank_table,
             python=python,
             owner=owner,
             poll=None if report_line is None else poll,

@@ -520,6 +520,16 @@ def test_lines_of_a_child_arrive_while_it_runs(child, tmp_path):
     assert lines == [str(go), "done"]
 
 
+def test_children_do_not_communicate(child, tmp_path, locks):
+    child(PRINT, ranks=2, devices=[4, 5])
+    for rank in range(2):
+        log = (tmp_path / f"logs/rank_{rank}.log").read_text()
+        assert log == f"DEVICE_ID={4 + rank} MAE_LOCAL_RANK={rank} MAE_LOCAL_RANKS=2 RANK_ID={rank}\n"
+    child(PRINT, ranks=2)
+    assert (tmp_path / "logs/rank_1.log").read_text() == "MAE_LOCAL_RANK=1 MAE_LOCAL_RANKS=2 RANK_ID=1\n"
+    assert not (tmp_path / "logs/scheduler.log").exists()
+
+
 def test_input_error_of_a_child_arrives(child):
     with pytest.raises(InputError, match=r"a\.yaml: expected a number, found 'x'; correct it"):
         child(INPUT_ERROR)
