@@ -8,6 +8,7 @@
 # make test-older         training, evaluation and prediction with the interpreter of .venv-ranks
 # make test-ascend-release    the same with MindSpore 2.7 and Python 3.11, and the chain of the demo
 # make test-matrix        the chain of the demo with each Python of this machine
+# make test-aarch64       as root: tests of the data stages and eight training steps on an emulated aarch64
 #
 # PYTHON=python3.12 chooses the interpreter and MINDSPORE=2.7.0 the release: see constraints/venv.
 
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHON MINDSPORE
 
 .PHONY: demo test test-all test-fast test-slow check parity peers test-privileged test-pillow-images up down \
-	ranks-env test-older test-ascend-release test-matrix environment test-environment parity-environment
+	ranks-env test-older test-ascend-release test-aarch64 test-matrix environment test-environment parity-environment
 
 demo: environment
 	$(bin)/python -m flows.pretrain configs/demo.yaml
@@ -59,6 +60,9 @@ test-ascend-release: test-environment
 	PYTHON= MINDSPORE= constraints/venv .venv-ascend older 2.7.0
 	OTHER_PYTHON=.venv-ascend/bin/python $(bin)/pytest tests/older
 	.venv-ascend/bin/python -m flows.pretrain configs/demo.yaml --workspace .venv-ascend/workspace $(one_epoch)
+
+test-aarch64: test-environment
+	tests/aarch64/run
 
 test-matrix:
 	for number in 3.10 3.11 3.12; do \
