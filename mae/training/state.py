@@ -24,8 +24,8 @@ def resume(directory: Path, job: Job, update: Update) -> int:
     place = f" and {state.update} updates" if state.update else ""
     print(f"resuming after epoch {state.epoch}{place} from {directory}", flush=True)
     if state.mindspore not in (None, ms.__version__):
-        found = f"the checkpoint was written with MindSpore {state.mindspore}, this is {ms.__version__}"
-        print(f"WARNING: {found}; results differ by rounding", flush=True)
+        wrote = f"MindSpore {state.mindspore} wrote this checkpoint, and {ms.__version__} continues"
+        print(f"WARNING: {wrote}; results differ by rounding", flush=True)
     return state.step
 
 
