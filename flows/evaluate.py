@@ -35,7 +35,7 @@ def mae_evaluate(run: str | None = None) -> list[Path]:
         try:
             evaluations = finished(
                 stages.evaluate,
-                each.config,
+                each.config_of_another(),
                 model_file(newest),
                 each.records,
                 workspace,

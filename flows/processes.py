@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.base.errors import InputError
-from mae.launch import started, with_variable
+from datasets.base.processes import is_running, started, with_variable
 
 STARTUP_SECONDS = 300  # the first start creates the database tables: 8 s on two idle cores, minutes on busy ones
 GRACE_SECONDS = 20
@@ -40,7 +40,7 @@ class Service:
 
     def alive(self) -> bool:
         """Return whether the process is running."""
-        return started(self.pid) == self.start_time
+        return is_running(self.pid, self.start_time)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Wait until `ready` returns True.
@@ -91,7 +91,7 @@ def start(
             start_new_session=True,
             pass_fds=keep_open,
         )
-    return Service(name, process.pid, started(process.pid) or "", str(log), mark)
+    return Service(name, process.pid, started(process.pid) or "0", str(log), mark)
 
 
 def own_environment(home: Path, settings: dict[str, str], *, keep: tuple[str, ...] = ()) -> dict[str, str]:

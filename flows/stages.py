@@ -116,7 +116,7 @@ def spread(subflow: Flow[P, R], data: DataConfig) -> Flow[P, R]:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError:
-        todo = "run `pip install -e '.[dask]' -c constraints.txt`, or leave data.dask out to work on this machine"
+        todo = "run `pip install -e '.[dask]' -c .venv/constraints.txt`, or leave data.dask out to work on this machine"
         raise InputError("data.dask", expected="an installed prefect-dask", found="none", todo=todo) from None
     return subflow.with_options(task_runner=DaskTaskRunner(address=data.dask))
 
@@ -189,5 +189,5 @@ def evaluate(config: Config, checkpoint: Path, records: Path, workspace: Path, r
 def report(config: Config, training: Training, validation: Validation) -> ReportPage:
     """Reconstruct some validation images and write the page."""
     images = tasks.predict.validation_images(validation)
-    tasks.predict.predict(training.checkpoint, images, training.run_dir, config.device.target)
+    tasks.predict.predict(training.checkpoint, images, training.run_dir, config.device)
     return tasks.report.report(training.run_dir)

@@ -33,9 +33,5 @@ def evaluate(
 
 
 def protocols(config: Config) -> list[str]:
-    """Return the protocols that a config has a section for.
-
-    Those that train come first, because the others leave memory occupied in this process.
-    """
-    names = [name for name in known_protocols() if config.section(name) is not None]
-    return sorted(names, key=lambda name: name not in dict(config.recipes()))
+    """Return the protocols that a config has a section for."""
+    return [name for name in known_protocols() if config.section(name) is not None]

@@ -1,11 +1,12 @@
-"""Starts a job's ranks as child processes of this server, watches them, and ends all of them.
+"""Starts ranks and other child processes on this server, watches them, and ends all of them. Locks NPUs.
 
 Read ranks.py first.
 """
 
 from __future__ import annotations
 
-from mae.launch.process_tree import started, with_variable
-from mae.launch.ranks import RanksFailed, rank_main, reap, run_ranks
+from mae.launch.interpreter import check_interpreter
+from mae.launch.locks import holder
+from mae.launch.ranks import RanksFailed, reap, run_child, run_ranks
 
-__all__ = ["RanksFailed", "rank_main", "reap", "run_ranks", "started", "with_variable"]
+__all__ = ["RanksFailed", "check_interpreter", "holder", "reap", "run_child", "run_ranks"]

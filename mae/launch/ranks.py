@@ -1,13 +1,11 @@
-"""Starts the ranks of one server as a tree of child processes, watches them, and leaves none of them running.
+"""Starts the ranks of one server as child processes, watches them, and leaves none of them running.
 
-    launcher -> msrun -> guard -> rank 0        each arrow: the kernel kills the child when its parent dies
-                      -> guard -> rank 1        for whatever reason (PR_SET_PDEATHSIG)
-                      -> guard -> scheduler     a single rank: launcher -> guard -> rank 0
+    launcher -> rank 0          each arrow: the kernel kills the child when its parent dies for whatever reason
+             -> rank 1          (PR_SET_PDEATHSIG, guard.py)
+             -> scheduler       only on CPUs, on the server that has rank 0
 
-msrun alone is not enough (measured with MindSpore 2.10). It starts each rank in a session of its own, so a signal to
-msrun or to its process group reaches no rank. After a rank has died, it waits 35 s for the scheduler. It does not
-report which rank failed first. The guard (process_tree.py) records how its process ended, and the launcher then ends
-the other processes within a second.
+Every process of a launch has MAE_LAUNCH_DIR=<launch dir> in its environment. That variable identifies the process in
+any process group or session. Another process that reuses its pid does not have it.
 """
 
 from __future__ import annotations
@@ -15,57 +13,56 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
-from mae.launch.process_tree import LAUNCH_DIR, PARENT, end_tree, started
+from datasets.base.processes import end_all, is_running, started
+from mae.launch.interpreter import check_interpreter, ranks_path
+from mae.launch.locks import devices_held
 
-GUARD = str(Path(__file__).with_name("process_tree.py"))
-CLUSTER_SECONDS = 300  # limit between the first rank's communication.init() and the last one's
+LAUNCH_DIR, LOCAL_RANK, LOCAL_RANKS = "MAE_LAUNCH_DIR", "MAE_LOCAL_RANK", "MAE_LOCAL_RANKS"
+GUARD = str(Path(__file__).with_name("guard.py"))
+SCHEDULER = str(Path(__file__).with_name("scheduler.py"))
+CLUSTER_SECONDS = 300  # on CPUs: limit between the first rank's communication.init() and the last one's
+CONNECT_SECONDS = 1800  # on Ascend: the same for HCCL
 OWNER = "launcher.json"  # in the launch directory: the launcher's pid and start time
 ERROR = "error.json"  # in the launch directory: the InputError of a rank
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 WATCH_SECONDS = 0.1
-SETTLE_SECONDS = 0.3  # pause after the first end is seen, because a guard may still be recording an earlier one
 TAIL_LINES = 20
+# What describes a rank's place in a job. The launcher's own values are not handed on.
+PLACE = ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ROLE", "MS_NODE_ID")
+PLACE += ("MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class RanksFailed(Exception):  # noqa: N818  (the failure of a job, not an error of this program)
     """The ranks ended before their work was done, and no wrong input is known: a retry may help.
 
-    The first line of the text is the whole message. The last lines of the log follow it.
-
-    Args:
-        process: the first one that failed: "rank 1", "scheduler", "msrun", or "the ranks" if they hang.
-        how: what happened to it.
-        log_path: its log.
-        tail: the last lines of that log.
-        returncode: exit code, or minus the signal's number; None if it is not known.
+    The first line of the text names the process that failed first and its log. The last lines of the log follow.
     """
 
-    def __init__(self, process: str, how: str, log_path: Path, tail: str, returncode: int | None = None) -> None:
-        super().__init__(process, how, log_path, tail, returncode)  # all arguments, for pickle
-        self.process, self.how, self.log_path, self.tail, self.returncode = process, how, log_path, tail, returncode
 
-    @property
-    def rank(self) -> int | None:
-        """The rank that failed first; None if another process failed first."""
-        return int(self.process[5:]) if self.process.startswith("rank ") else None
-
-    def __str__(self) -> str:
-        first = f"{self.process} {self.how}; its log is {self.log_path}"
-        return f"{first}, and ends:\n{self.tail}" if self.tail else first
+@dataclass(frozen=True)
+class _Process:
+    name: str  # "rank 1" or "scheduler"
+    command: list[str]
+    environment: dict[str, str]
+    log: Path
 
 
 def run_ranks(
@@ -74,11 +71,18 @@ def run_ranks(
     ranks: int,
     log_dir: Path,
     run_dir: Path,
-    poll: Callable[[], Hashable] | None = None,
+    first: int = 0,
+    total: Optional[int] = None,
+    connected: bool = True,
+    scheduler: Optional[str] = None,
+    devices: Sequence[int] = (),
+    rank_table: Optional[bytes] = None,
+    connect_seconds: Optional[int] = None,
+    python: Optional[str] = None,
+    owner: Optional[str] = None,
+    poll: Optional[Callable[[], Hashable]] = None,
     poll_seconds: float = 1.0,
-    hang_seconds: float | None = None,
-    rank_table: Path | None = None,
-    python: str | None = None,
+    hang_seconds: Optional[float] = None,
 ) -> None:
     """Run `python <command>` as `ranks` processes and return when all of them have exited with code 0.
 
@@ -91,78 +95,108 @@ def run_ranks(
 
     Args:
         command: arguments of the interpreter, for example ["-m", "mae.training.engine", "runs/demo"], which calls
-            `rank_main`. With more than one rank msrun also runs the command as the scheduler, in which
-            `mindspore.communication.init()` does not return.
-        log_dir: receives rank_<n>.log, scheduler.log and msrun.log. Logs of an earlier attempt move to attempt-<k>/.
+            `rank_main`.
+        ranks: number of ranks on this server.
+        log_dir: receives rank_<n>.log and scheduler.log. Logs of an earlier attempt move to attempt-<k>/.
         run_dir: contains launch/ while the ranks run. A second launch in the same run directory is an error.
+        first: number of this server's first rank in the job.
+        total: number of ranks in the whole job; none: `ranks`.
+        connected: False: the ranks do not communicate with each other.
+        scheduler: host:port at which the ranks of a job on several servers with CPUs meet. The launcher of rank 0
+            starts the scheduler there. None: a free port of this server.
+        devices: the NPU of each rank; empty on CPUs. Each is locked until the last process of the tree has ended.
+        rank_table: Ascend only: content of the HCCL rank table. A job of one rank needs none.
+        connect_seconds: Ascend only: HCCL_CONNECT_TIMEOUT; none: that of this process's environment, or 1,800.
+        python: the ranks' interpreter. Default: this process's interpreter.
+        owner: shown to those who need the same NPU. Default: the run directory's name.
         poll: called every `poll_seconds`. It returns a token that changes with progress. An exception ends the tree.
         hang_seconds: the ranks are killed if `poll` has returned the same token for this long.
-        rank_table: Ascend only: passed to msrun as --rank_table_file. This project's test machines never ran it.
-        python: the ranks' interpreter, with msrun in the same folder. Default: this process's interpreter.
 
     Raises:
-        InputError: a rank raised it (`rank_main`), another process trains the run, or there is no msrun.
-        RanksFailed: a rank, the scheduler or msrun died, or the ranks hang.
+        InputError: a rank raised it (`rank_main`), another process trains the run or holds an NPU, or the interpreter
+            cannot run a rank.
+        RanksFailed: a rank or the scheduler died, or the ranks hang.
     """
-    log_dir, launch_dir, interpreter = log_dir.absolute(), _launch_dir(run_dir), _interpreter(python)
-    environment = _environment(ranks=ranks, launch_dir=launch_dir, interpreter=interpreter)
-    if ranks == 1:
-        arguments, output = [interpreter, GUARD, "supervise", interpreter, *command], log_dir / "rank_0.log"
-    else:
-        arguments, output = [interpreter, GUARD, "exec"], log_dir / "msrun.log"
-        arguments += msrun_command(
-            command, ranks=ranks, port=_free_port(), log_dir=log_dir, python=interpreter, rank_table=rank_table
-        )
-    _claim(run_dir)
-    process, grace = None, GRACE_SECONDS
-    try:
-        _set_logs_aside(log_dir)
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                arguments, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+    log_dir, total = log_dir.absolute(), ranks if total is None else total
+    interpreter = check_interpreter(python).path
+    with _claimed(run_dir, first) as launch_dir, devices_held(devices, owner or run_dir.resolve().name) as locks:
+        common = _environment(ranks=ranks, launch_dir=launch_dir)
+        on_cluster = connected and not devices and total > 1
+        if on_cluster:
+            common |= _cluster(total, scheduler)
+        elif connected and devices:
+            common |= _hccl(total, rank_table, launch_dir, connect_seconds)
+        processes = []
+        for local, rank in enumerate(range(first, first + ranks)):
+            own = {"RANK_ID": str(rank), LOCAL_RANK: str(local), LOCAL_RANKS: str(ranks)}
+            if devices:
+                own["DEVICE_ID"] = str(devices[local])
+            if on_cluster:
+                own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}
+            processes.append(
+                _Process(f"rank {rank}", [interpreter, *command], common | own, log_dir / f"rank_{rank}.log")
             )
-        _watch(process, ranks, launch_dir, log_dir, poll, poll_seconds, hang_seconds)
-        grace = 0.0  # only msrun is left, and the scheduler, which checks every 5 s whether the ranks have left
-    finally:
-        end_tree(launch_dir, top=process.pid if process else None, grace=grace)
-        if process:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # end_tree has logged a process that survives SIGKILL
-                process.wait(GRACE_SECONDS)
-        shutil.rmtree(launch_dir, ignore_errors=True)
+        if on_cluster and first == 0:
+            own = {"MS_ROLE": "MS_SCHED", "MS_NODE_ID": "scheduler"}
+            serve = [interpreter, SCHEDULER]
+            processes.append(_Process("scheduler", serve, common | own, log_dir / "scheduler.log"))
+        _set_logs_aside([process.log for process in processes])
+        with _started(processes, launch_dir, locks) as ends:
+            _follow(processes, ends, launch_dir, poll, poll_seconds, hang_seconds)
 
 
-def msrun_command(
-    command: Sequence[str], *, ranks: int, port: int, log_dir: Path, python: str, rank_table: Path | None = None
-) -> list[str]:
-    """Return the command line that starts `python <command>` as ranks 0..ranks-1 of this server, each under its guard.
+def run_child(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    log_dir: Path,
+    owner: str,
+    ranks: int = 1,
+    devices: Sequence[int] = (),
+    python: Optional[str] = None,
+    report_line: Optional[Callable[[str], None]] = None,
+) -> None:
+    """Run `python -m module arguments` as a child process, or as `ranks` of them, and return when all have ended.
 
-    msrun runs its script, here the guard, with the `python` on PATH. The guard then starts the given `python`. With a
-    rank table msrun still connects the ranks through the scheduler at 127.0.0.1; according to MindSpore's documentation
-    the ranks then read the table.
+    The processes do not communicate with each other; each has its number in RANK_ID. The module calls `rank_main`, so
+    that an InputError in it is raised here. Everything that `run_ranks` promises holds. Results travel through files
+    that `arguments` name.
+
+    Args:
+        log_dir: receives rank_<n>.log.
+        owner: what the child does, shown to those who need the same NPU.
+        devices: the NPU of each rank; empty on CPUs.
+        report_line: called with each line that rank 0 prints.
+
+    Raises:
+        InputError, RanksFailed: as `run_ranks`.
     """
-    msrun = Path(python).with_name("msrun")
-    if not msrun.is_file():
-        raise InputError(
-            msrun,
-            expected="msrun in the folder of the ranks' interpreter",
-            found="no such file",
-            todo=f"install mindspore for {python}",
+    read = 0  # bytes of the log
+
+    def poll() -> None:
+        nonlocal read
+        with (log_dir / "rank_0.log").open("rb") as log:
+            log.seek(read)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                read += len(line)
+                assert report_line is not None
+                report_line(line.decode(errors="replace").rstrip())
+
+    with tempfile.TemporaryDirectory(prefix="maeflow-") as folder:
+        run_ranks(
+            ["-m", module, *arguments],
+            ranks=ranks,
+            log_dir=log_dir,
+            run_dir=Path(folder),
+            connected=False,
+            devices=devices,
+            python=python,
+            owner=owner,
+            poll=None if report_line is None else poll,
+            poll_seconds=WATCH_SECONDS,
         )
-    options: dict[str, object] = {
-        "worker_num": ranks,
-        "local_worker_num": ranks,
-        "master_addr": "127.0.0.1",
-        "master_port": port,
-        "join": True,
-        "cluster_time_out": CLUSTER_SECONDS,
-        "log_dir": log_dir,
-        "worker_log_name": "rank",
-        "tail_worker_log": ranks,  # a rank that does not exist, so msrun's log has no copy of a rank's log
-    }
-    if rank_table:
-        options["rank_table_file"] = rank_table
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return [python, str(msrun), *flags, GUARD, "supervise", python, *command]
 
 
 def rank_main(function: Callable[[], None]) -> None:
@@ -191,25 +225,45 @@ def _report(error: Exception) -> None:
 
 def reap(run_dir: Path) -> None:
     """End the processes of a launch in `run_dir` on this machine. For hooks that run after a launcher has died."""
-    launch_dir = _launch_dir(run_dir)
-    end_tree(launch_dir, top=None, grace=GRACE_SECONDS)
+    _end(_launch_dir(run_dir, 0))
+
+
+def check_free(run_dir: Path, first: int = 0) -> None:
+    """Raise InputError if another process of this machine is running a launch in `run_dir`."""
+    owner = _read_json(_launch_dir(run_dir, first) / OWNER)
+    if owner and is_running(owner["pid"], owner["started"]):
+        raise InputError(
+            run_dir,
+            expected="no other launch in this run directory",
+            found=f"one by process {owner['pid']}",
+            todo="wait for it, or end that process",
+        )
+
+
+def _launch_dir(run_dir: Path, first: int) -> Path:
+    """Return the folder of a server's launch. Servers may share the run directory; `first` is its first rank."""
+    return run_dir.resolve() / (f"launch-{first}" if first else "launch")
+
+
+@contextlib.contextmanager
+def _claimed(run_dir: Path, first: int) -> Iterator[Path]:
+    """Reserve the run directory for this process. First end the processes that a dead launcher left in it."""
+    check_free(run_dir, first)
+    launch_dir = _launch_dir(run_dir, first)
+    _end(launch_dir)
+    write_json(launch_dir / OWNER, {"pid": os.getpid(), "started": started(os.getpid())})
+    try:
+        yield launch_dir
+    finally:
+        shutil.rmtree(launch_dir, ignore_errors=True)
+
+
+def _end(launch_dir: Path) -> None:
+    end_all(LAUNCH_DIR, str(launch_dir), grace=GRACE_SECONDS)
     shutil.rmtree(launch_dir, ignore_errors=True)
 
 
-def _launch_dir(run_dir: Path) -> Path:
-    return run_dir.resolve() / "launch"
-
-
-def _interpreter(python: str | None) -> str:
-    found = shutil.which(python or sys.executable)
-    if not found:
-        raise InputError(
-            "device.python", expected="a Python interpreter", found=repr(python), todo="give its path, or omit it"
-        )
-    return str(Path(found).absolute())
-
-
-def _environment(*, ranks: int, launch_dir: Path, interpreter: str) -> dict[str, str]:
+def _environment(*, ranks: int, launch_dir: Path) -> dict[str, str]:
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     defaults = {
         **dict.fromkeys(THREAD_VARIABLES, threads),
@@ -220,69 +274,107 @@ def _environment(*, ranks: int, launch_dir: Path, interpreter: str) -> dict[str,
         "MS_RETRY_INTERVAL_UPPER": "1",
         "PYTHONUNBUFFERED": "1",  # so that the log of a killed rank has its last lines
     }
-    merged = {**defaults, **os.environ}
-    merged["PATH"] = f"{Path(interpreter).parent}{os.pathsep}{merged.get('PATH', os.defpath)}"
-    if ranks == 1:
-        merged["RANK_ID"] = "0"
-    return {**merged, LAUNCH_DIR: str(launch_dir), PARENT: str(os.getpid())}
+    inherited = {name: value for name, value in os.environ.items() if name not in PLACE}
+    return {**defaults, **inherited, "PYTHONPATH": ranks_path(), LAUNCH_DIR: str(launch_dir)}
+
+
+def _hccl(total: int, rank_table: Optional[bytes], launch_dir: Path, connect_seconds: Optional[int]) -> dict[str, str]:
+    """Return what ranks on Ascend find each other by (MindSpore's documentation of RANK_TABLE_FILE)."""
+    wanted = str(connect_seconds or os.environ.get("HCCL_CONNECT_TIMEOUT", CONNECT_SECONDS))
+    variables = {"RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": wanted}
+    if rank_table is not None:
+        path = launch_dir / "rank_table.json"
+        path.write_bytes(rank_table)
+        variables["RANK_TABLE_FILE"] = str(path)
+    return variables
+
+
+def _cluster(total: int, scheduler: Optional[str]) -> dict[str, str]:
+    """Return what ranks on CPUs find each other by (MindSpore's documentation of the dynamic cluster)."""
+    host, _, port = (scheduler or f"127.0.0.1:{_free_port()}").rpartition(":")
+    return {
+        "MS_SCHED_HOST": host,
+        "MS_SCHED_PORT": port,
+        "MS_WORKER_NUM": str(total),
+        "MS_TOPO_TIMEOUT": str(CLUSTER_SECONDS),
+    }
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
-def check_free(run_dir: Path) -> None:
-    """Raise InputError if another process of this machine is running a launch in `run_dir`."""
-    owner = _read_json(_launch_dir(run_dir) / OWNER)
-    if owner and started(owner["pid"]) == owner["started"]:
-        raise InputError(
-            run_dir,
-            expected="no other launch in this run directory",
-            found=f"one by process {owner['pid']}",
-            todo="wait for it, or end that process",
+def _set_logs_aside(logs: list[Path]) -> None:
+    """Move the logs of an earlier attempt to a folder: they are needed after a retry."""
+    folder, number = logs[0].parent, 1
+    folder.mkdir(parents=True, exist_ok=True)
+    while any((folder / f"attempt-{number}" / log.name).exists() for log in logs):
+        number += 1
+    aside = folder / f"attempt-{number}"
+    for log in filter(Path.exists, logs):
+        aside.mkdir(exist_ok=True)
+        log.rename(aside / log.name)
+
+
+@contextlib.contextmanager
+def _started(
+    processes: list[_Process], launch_dir: Path, locks: Sequence[int]
+) -> Iterator[queue.SimpleQueue[tuple[_Process, int]]]:
+    """Start processes and end those that are left. Yields the queue of their ends and exit codes, in order."""
+    ends: queue.SimpleQueue[tuple[_Process, int]] = queue.SimpleQueue()
+    waiting: list[threading.Thread] = []
+    grace = GRACE_SECONDS
+    try:
+        for process in processes:
+            waiting.append(_start(process, ends, locks))
+        yield ends
+        grace = 0.0  # only the scheduler is left
+    finally:
+        end_all(LAUNCH_DIR, str(launch_dir), grace=grace)
+        for thread in waiting:
+            thread.join(GRACE_SECONDS)  # end_all has logged a process that survives SIGKILL
+
+
+def _start(process: _Process, ends: queue.SimpleQueue[tuple[_Process, int]], locks: Sequence[int]) -> threading.Thread:
+    """Start a process, and a thread that waits for its end.
+
+    The kernel kills a child when the thread that started it ends. So this thread starts the process and stays.
+    """
+    command = [sys.executable, "-IS", GUARD, str(os.getpid()), *process.command]
+    with process.log.open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            env=process.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=locks,
         )
+    thread = threading.Thread(target=lambda: ends.put((process, child.wait())), daemon=True)
+    thread.start()
+    return thread
 
 
-def _claim(run_dir: Path) -> None:
-    """Reserve the run directory for this process. First end the processes that a dead launcher left in it."""
-    check_free(run_dir)
-    reap(run_dir)
-    write_json(_launch_dir(run_dir) / OWNER, {"pid": os.getpid(), "started": started(os.getpid())})
-
-
-def _set_logs_aside(log_dir: Path) -> None:
-    """Move the logs of an earlier attempt to a folder: msrun overwrites them, and they are needed after a retry."""
-    log_dir.mkdir(parents=True, exist_ok=True)
-    earlier = list(log_dir.glob("*.log"))
-    if earlier:
-        aside = log_dir / f"attempt-{1 + len(list(log_dir.glob('attempt-*')))}"
-        aside.mkdir()
-        for path in earlier:
-            path.rename(aside / path.name)
-
-
-def _watch(
-    process: subprocess.Popen[bytes],
-    ranks: int,
+def _follow(
+    processes: list[_Process],
+    ends: queue.SimpleQueue[tuple[_Process, int]],
     launch_dir: Path,
-    log_dir: Path,
-    poll: Callable[[], Hashable] | None,
+    poll: Optional[Callable[[], Hashable]],
     poll_seconds: float,
-    hang_seconds: float | None,
+    hang_seconds: Optional[float],
 ) -> None:
     """Return when all ranks have exited with code 0. Raise for the first one that has not, or without progress."""
+    running = {process.name for process in processes} - {"scheduler"}
     token: Hashable = None
     progressed = polled = time.monotonic()
-    while True:
-        top_returncode = process.poll()  # before the records are read: after its end they are complete
-        ends = _ends(launch_dir)
-        if [ends.get(f"rank_{rank}") for rank in range(ranks)] == [0] * ranks:
-            break
-        if top_returncode is not None or any(returncode != 0 for returncode in ends.values()):
-            time.sleep(SETTLE_SECONDS)
-            raise _failure(ends, _ends(launch_dir), process.poll(), launch_dir, log_dir)
+    while running:
+        with contextlib.suppress(queue.Empty):
+            process, returncode = ends.get(timeout=WATCH_SECONDS)
+            if returncode:
+                raise _failure(process, returncode, launch_dir)
+            running.discard(process.name)
         now = time.monotonic()
         if poll and now - polled >= poll_seconds:
             polled = now
@@ -290,61 +382,25 @@ def _watch(
             if token != previous:
                 progressed = now
         if poll and hang_seconds is not None and now - progressed > hang_seconds:
-            raise RanksFailed("the ranks", f"made no progress for {hang_seconds:g} s", *_log_of("rank_0", log_dir))
-        time.sleep(WATCH_SECONDS)
+            raise RanksFailed(_with_log("the ranks", f"made no progress for {hang_seconds:g} s", processes[0].log))
     if poll:
         poll()  # for the last lines that the ranks wrote
 
 
-def _ends(launch_dir: Path) -> dict[str, int | None]:
-    """Return the exit codes of the ended processes, in the order of their ends; None if the guard was killed too."""
-    ends: list[tuple[float, str, int | None]] = []
-    for path in launch_dir.glob("*.json"):
-        record = _read_json(path) or {}
-        if "guard" in record and started(record["guard"]) != record["guard_started"]:
-            record = _read_json(path)  # again, because a guard writes its last record just before it exits
-            record.setdefault("ended", time.time())
-        if "ended" in record:
-            ends.append((record["ended"], path.stem, record.get("returncode")))
-    return {name: returncode for _, name, returncode in sorted(ends, key=lambda end: end[0])}
-
-
-def _failure(
-    seen: dict[str, int | None],
-    settled: dict[str, int | None],
-    top_returncode: int | None,
-    launch_dir: Path,
-    log_dir: Path,
-) -> Exception:
-    """Return the error for the first failure.
-
-    Args:
-        seen: the ends at the first look.
-        settled: the ends SETTLE_SECONDS later.
-    """
+def _failure(process: _Process, returncode: int, launch_dir: Path) -> Exception:
     error = _read_json(launch_dir / ERROR)
     if error:
         return InputError.from_message(error["message"])
-    recorded = [(name, returncode) for name, returncode in settled.items() if returncode]
-    vanished = [(name, returncode) for name, returncode in seen.items() if returncode is None]
-    top = [("msrun" if (log_dir / "msrun.log").exists() else "rank_0", top_returncode)]
-    name, returncode = (recorded or (top if top_returncode is not None else vanished))[0]
-    return RanksFailed(name.replace("_", " "), _describe(returncode), *_log_of(name, log_dir), returncode)
+    how = f"exited with code {returncode}"
+    if returncode < 0:
+        hint = " (out of memory? see dmesg)" if returncode == -signal.SIGKILL else ""
+        how = f"was killed by {signal.Signals(-returncode).name}{hint}"
+    return RanksFailed(_with_log(process.name, how, process.log))
 
 
-def _describe(returncode: int | None) -> str:
-    if returncode is None:
-        return "was killed together with its guard process"
-    if returncode >= 0:
-        return f"exited with code {returncode}" + (" before its work was done" if returncode == 0 else "")
-    hint = " (out of memory? see dmesg)" if returncode == -signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-returncode).name}{hint}"
-
-
-def _log_of(name: str, log_dir: Path) -> tuple[Path, str]:
-    path = log_dir / f"{name}.log"
-    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
-    return path, "\n".join(lines[-TAIL_LINES:])
+def _with_log(name: str, how: str, log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return "\n".join([f"{name} {how}; its log is {log}" + (", and ends:" if lines else ""), *lines[-TAIL_LINES:]])
 
 
 def _read_json(path: Path) -> Any:

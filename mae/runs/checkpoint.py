@@ -39,12 +39,14 @@ class State(BaseModel, extra="forbid"):
     loss_scale: dict[str, float] = {}  # parameters of the loss scale, which are in optimizer.safetensors as well
     inputs: dict[str, Any] = {}  # see `mae.runs.inputs`
     ranks: int = 1
+    mindspore: Optional[str] = None  # the release that computed it; none: written before this was recorded
     decoder_float32: bool = False  # whether the decoder was computed in float32, by config or after a failure
     digests: dict[str, str]  # SHA-256 by file name; for state.json that of its other fields
 
     def digest(self) -> str:
         """Return the digest of all fields except `digests`."""
-        return value_digest(self.model_dump(mode="json", exclude={"digests"}))
+        unrecorded = {"mindspore"} if self.mindspore is None else set()
+        return value_digest(self.model_dump(mode="json", exclude={"digests"} | unrecorded))
 
 
 def save(

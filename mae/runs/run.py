@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -12,7 +14,7 @@ from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult, atomic_write
 from datasets.records import load_index
-from mae.config.load import dump_config, load_config
+from mae.config.load import dump_config, load_config, overridden, parse_config
 from mae.config.sections import Config, PretrainConfig
 from mae.runs import checkpoint, log
 from mae.runs.inputs import run_inputs
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from datasets.records.index import Index
 
 CONFIG, FALLBACK = "config.yaml", "fallback.json"
+
+logger = logging.getLogger(__name__)
 
 
 class Fallback(BaseModel, extra="forbid"):
@@ -90,6 +94,19 @@ class Run:
         run = cls(workspace / "runs" / f"{config.name}-{value_digest(inputs)}", config)
         run.inputs = inputs
         return run
+
+    def config_of_another(self, overrides: Iterable[str] = ()) -> Config:
+        """Return this run's config with overrides, for an evaluation. Its `device.python` is logged and left out.
+
+        The folder may be somebody else's, so a program that it names is not executed.
+        """
+        python = self.config.device.python
+        if python is not None:
+            text = "%s: not using device.python %s of this run; choose an interpreter with --python or $MAE_PYTHON"
+            logger.info(text, self.directory, python)
+        values = self.config.model_dump(mode="json")
+        values["device"]["python"] = None
+        return parse_config(overridden(values, overrides), source=self.directory / CONFIG)
 
     def write_config(self) -> None:
         """Create the folder and write config.yaml."""

@@ -204,6 +204,6 @@ def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        todo = "run pip install -e '.[torch]' -c constraints.txt in the folder of maeflow"
+        todo = "run pip install -e '.[torch]' -c .venv/constraints.txt in the folder of maeflow"
         raise InputError(path, expected="torch, to read or write this file", found="no torch", todo=todo) from None
     return torch

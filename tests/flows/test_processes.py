@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from datasets.base.errors import InputError
+from datasets.base.processes import with_variable
 from flows import processes
 from flows.processes import Service, own_environment, start
-from mae.launch.process_tree import with_variable
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"

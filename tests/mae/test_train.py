@@ -10,8 +10,8 @@ import pytest
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
+from datasets.base.processes import started
 from mae.evaluation.evaluate import evaluate
-from mae.launch.process_tree import started
 from mae.runs.model_file import load_weights, model_file
 from mae.runs.run import Run
 from mae.train import train
@@ -136,6 +136,7 @@ def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
         assert not list(tmp_path.glob("runs/*/logs")), "refused before any rank started"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_published_probe_trains_the_head_only(tiny, trained, tmp_path):
     found = evaluate(
         trained.checkpoint, tiny.data.records, protocol="linear", config=tiny, workspace=tmp_path, out=tmp_path / "e"

@@ -55,7 +55,7 @@ from mae.config.load import load_config
 from tasks.evaluate import protocols
 config = load_config({str(tiny_yaml)!r}, ["dummy.share=0.25"])
 assert config.section("dummy").share == 0.25
-assert protocols(config) == ["finetune", "linear", "dummy", "logistic"], protocols(config)
+assert protocols(config) == ["dummy", "finetune", "linear", "logistic"], protocols(config)
 """
     found = call("-c", code)
     assert found.returncode == 0, found.stderr

@@ -456,6 +456,7 @@ def tiny_encoder(trained, tmp_path_factory):
     return path.with_name("encoder.safetensors")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_encoder_alone_is_evaluated_like_its_mae(trained, tiny_encoder, records, tiny, tmp_path):
     arguments = {"protocol": "knn", "config": tiny, "workspace": tmp_path}
     whole = evaluate(trained.run_dir, records, out=tmp_path / "mae", **arguments)
