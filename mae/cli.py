@@ -1,6 +1,4 @@
-"""The command line: every stage without Prefect."""
-
-from __future__ import annotations
+"""The command line: every stage without Prefect. On Python 3.9 typer cannot read postponed annotations: import none."""
 
 import logging
 import sys
@@ -35,6 +33,7 @@ Overrides = Annotated[
     Optional[list[str]], Option("--set", metavar="KEY=VALUE", help="Change a config value, e.g. pretrain.epochs=5.")
 ]
 Checkpoint = Annotated[str, Argument(help="Published name, model file, checkpoint, run or Hugging Face folder.")]
+Python = Annotated[Optional[str], Option("--python", help="Interpreter that computes. Default: $MAE_PYTHON, or this.")]
 WORKSPACE = Path("workspace")
 
 
@@ -214,6 +213,7 @@ def evaluate(
     protocol: Annotated[str, Option(help=f"One of {', '.join(protocol_names())}.")],
     config: Annotated[Optional[Path], Option(help="YAML job config. Default: the run's config.")] = None,
     overrides: Overrides = None,
+    python: Python = None,
     out: Annotated[Optional[Path], Option(help="Folder for the result. Default: evaluations/ of the run.")] = None,
     workspace: Workspace = WORKSPACE,
 ) -> None:
@@ -228,16 +228,20 @@ def evaluate(
     from mae.config import load_config
     from mae.data import prepare
     from mae.evaluation import evaluate as run
-    from mae.runs import run_directory
+    from mae.runs import Run, run_directory
     from mae.weights import find_weights
 
     model = find_weights(checkpoint)
     own = run_directory(model)
-    if config is None and own is None:
+    given = [*(overrides or []), *([] if python is None else [f"device.python={python}"])]
+    if config is not None:
+        job = load_config(config, given)
+    elif own is not None:
+        job = Run.open(own).config_of_another(given)
+    else:
         found, todo = "a file outside of any run", "give a job config: --config"
         raise InputError(checkpoint, expected="a checkpoint of a run", found=found, todo=todo)
-    settings = load_config(config or Path(str(own), "config.yaml"), overrides or [])
-    _show(run(model, prepare(data, workspace), protocol=protocol, config=settings, workspace=workspace, out=out))
+    _show(run(model, prepare(data, workspace), protocol=protocol, config=job, workspace=workspace, out=out))
 
 
 @app.command()
@@ -247,6 +251,7 @@ def predict(
     out: Annotated[Path, Option(help="Folder for predictions.parquet and pictures, or to add them to.")],
     seed: Annotated[int, Option(min=0, help="Seed of the masks.")] = 0,
     target: Annotated[Target, Option(help="Device to run on.")] = "CPU",
+    python: Python = None,
 ) -> None:
     """Predict images with a checkpoint.
 
@@ -256,9 +261,10 @@ def predict(
     Example:
       mae predict workspace/runs/RUN photo.jpg more-photos/ --out predictions
     """
+    from mae.config import DeviceConfig
     from mae.prediction import predict as run
 
-    _show(run(checkpoint, images, out, seed=seed, target=target))
+    _show(run(checkpoint, images, out, device=DeviceConfig(target=target, python=python), seed=seed))
 
 
 @app.command()
@@ -268,6 +274,7 @@ def export(
     batch_size: Annotated[
         Optional[int], Option(min=1, help="Images per batch. Default: any in ONNX, 1 in MindIR.")
     ] = None,
+    python: Python = None,
 ) -> None:
     """Export a model to a MindIR or ONNX file.
 
@@ -276,7 +283,7 @@ def export(
     from mae.export import export as run
     from mae.weights import find_weights
 
-    _show(run(find_weights(checkpoint), out, batch_size=batch_size))
+    _show(run(find_weights(checkpoint), out, batch_size=batch_size, python=python))
 
 
 @app.command()

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from datasets.base.files import PathLike
 from datasets.manifest import MANIFEST
 from datasets.validation import Validation
-from mae.config import Target
+from mae.config import DeviceConfig
+from mae.launch import RanksFailed
 from mae.prediction import Predictions
 from mae.prediction import predict as predict_images
 from tasks.stage import stage_task
@@ -18,10 +19,12 @@ from tasks.stage import stage_task
 PICTURES = 20  # two per class of the sample; the report shows at most 24
 
 
-@stage_task("predict", timeout_hours=24)
-def predict(checkpoint: PathLike, images: Sequence[PathLike], out: Path, target: Target, seed: int = 0) -> Predictions:
+@stage_task("predict", timeout_hours=24, final=(RanksFailed,))
+def predict(
+    checkpoint: PathLike, images: Sequence[PathLike], out: Path, device: DeviceConfig, seed: int = 0
+) -> Predictions:
     """Predict images: reconstructions with a MAE, classes with a classifier."""
-    return predict_images(checkpoint, images, out, target=target, seed=seed)
+    return predict_images(checkpoint, images, out, device=device, seed=seed)
 
 
 def validation_images(validation: Validation, count: int = PICTURES) -> list[Path]:

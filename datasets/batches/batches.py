@@ -144,8 +144,8 @@ def ordered_batches(
 ) -> Iterator[Batch]:
     """Yield every record of a split once, in stored order, resized and cropped for evaluation.
 
-    The last batch may be smaller. Each rank reads one part of the split. The parts' sizes differ by one image at most,
-    no image is read twice, and with more ranks than images some ranks have no batch.
+    The last batch may be smaller. Rank r reads the batches r, r + ranks, r + 2 * ranks, ..., so a batch has the same
+    images for any number of ranks. With more ranks than batches some ranks have none.
 
     Args:
         directory: of the records.
@@ -160,7 +160,7 @@ def ordered_batches(
     directory = Path(directory)
     images = load_index(directory).splits[split].images
     images = images if limit is None else min(images, limit)
-    mine = np.arange(images * rank // ranks, images * (rank + 1) // ranks)
+    mine = np.flatnonzero(np.arange(images) // batch_size % ranks == rank)
 
     def prepare(number: int) -> View:
         def view(content: np.ndarray, place: int, out: np.ndarray) -> None:

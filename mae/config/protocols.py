@@ -4,9 +4,17 @@ A protocol's file defines
 
     VERSION    int, raised when the procedure changes: results of another version are measured again
     Settings   the type of its section in a config, a subclass of `Section`
-    measure    (Subject, Settings) -> iterable of Score, one per encoder that is compared
-    predict    optional, (train Features, val Features, Settings) -> labels of val (N,): the protocol is a classifier on
-               frozen features, which pre-training can use between epochs (`pretrain.eval_protocols`)
+
+and one or two of
+
+    predict    (train Features, val Features, Settings) -> labels of val (N,): a classifier on frozen features. The
+               encoder is compared with the same encoder with random weights and with raw pixels. Pre-training can use
+               the protocol between epochs (`pretrain.eval_protocols`). If Settings has a field `pool`, it is cls or
+               mean, the feature of an image.
+    measure    (Subject, Settings) -> iterable of Score, one per encoder that is compared. It is called in one process,
+               and replaces the comparison that `predict` means.
+    ENCODER    in a protocol with neither: name of the encoder in its Score. The checkpoint's classifier is measured. If
+               Settings is a recipe (FinetuneConfig or LinearConfig), a classifier is trained from the checkpoint first.
 
 The first line of its docstring is its help. Nothing else has to change for a new protocol: configs, command line,
 pipeline and report look here. Protocols are imported by name when they are first needed, so this room does not import

@@ -68,11 +68,12 @@ def precision_mode(compute: ComputeConfig) -> str:
     return "must_keep_origin_dtype" if compute.float32_products else "allow_fp32_to_fp16"
 
 
-def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:
+def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE, connect: bool = True) -> int:
     """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank.
 
     Args:
         ranks: number of ranks in the whole job.
+        connect: False for ranks that share no collective operators.
     """
     import mindspore as ms
     from mindspore import communication
@@ -93,6 +94,8 @@ def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) 
             ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
     if ranks == 1:
         return 0
+    if not connect:
+        return int(os.environ["RANK_ID"])
     communication.init()
     return int(communication.get_rank())
 

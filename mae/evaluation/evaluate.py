@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,10 +12,13 @@ from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, write_json
 from datasets.records import check_labelled, load_index
 from mae.config.protocols import protocols
-from mae.config.sections import Config, Section, TrainingSection
+from mae.config.sections import Config, LinearConfig, Section, TrainingSection
+from mae.device.context import check_target, setup
 from mae.evaluation.protocol import Score, Subject
+from mae.launch.call import in_child
 from mae.runs.evaluations import EvaluationFile, read_evaluation
 from mae.runs.model_file import model_digest, model_file, run_directory
+from mae.train import train
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +47,14 @@ def evaluate(
         checkpoint: model file, checkpoint directory or run directory.
         records: a directory that `mae data shard` wrote.
         protocol: name of a file of mae/evaluation/ (see `mae.config.protocols`).
-        config: provides the protocol's section, the device and the seed.
+        config: provides the protocol's section, the seed, and the device, whose interpreter and ranks compute.
         workspace: receives the runs of protocols that train.
         out: directory of the result; none: `evaluations/` of the run that the checkpoint belongs to.
         refresh: measure again even if there is a result of the same inputs.
 
     Raises:
         InputError: the checkpoint, the records or the config do not fit the protocol.
+        RanksFailed: a process ended before its work was done.
     """
     known = protocols()
     if protocol not in known:
@@ -72,16 +77,44 @@ def evaluate(
     if earlier is not None:
         logger.info("%s: reusing the evaluation", path)
         return earlier
-    from mae.device.context import setup
-
     started = time.monotonic()
-    setup(config.device.target, ranks=1, compute=config.compute)
-    results = list(module.measure(Subject(model, records, config, Path(workspace)), settings))
+    check_target(config.device)
+    if isinstance(settings, TrainingSection) and hasattr(module, "ENCODER"):
+        model = _trained(model, records, config, protocol, settings, Path(workspace))
+    ranks = 1 if hasattr(module, "measure") else config.device.ranks
+    measured = in_child(_measured, config.device, near=path.parent, ranks=ranks)
+    results = measured(protocol, Subject(model, records, config, Path(workspace)), ranks)
     found = EvaluationFile(**inputs, results=results, seconds=round(time.monotonic() - started, 1))
     write_json(path, found.model_dump())
     for score in results:
         logger.info("%s: %s %.1f %% of %d images", protocol, score.encoder, 100 * score.top1, score.images)
     return Evaluation(path=path, protocol=protocol, results=results)
+
+
+def _trained(
+    model: Path, records: Path, config: Config, protocol: str, recipe: TrainingSection, workspace: Path
+) -> Path:
+    """Train a classifier from a checkpoint by a protocol's recipe and return its model file."""
+    task = "linear" if isinstance(recipe, LinearConfig) else "finetune"
+    data = config.data.model_copy(update={"records": str(records)})
+    changed = {"task": task, "name": f"{config.name}-{protocol}", "init": str(model), "data": data, task: recipe}
+    return train(config.model_copy(update=changed), workspace=workspace).checkpoint
+
+
+def _measured(protocol: str, subject: Subject, ranks: int) -> list[Score]:
+    """Return the scores of a protocol in rank 0, none in the other ranks. Each of `ranks` processes calls this."""
+    from mae.evaluation.classify import classify
+    from mae.evaluation.features import measure_frozen
+
+    module, config = protocols()[protocol], subject.config
+    settings = protocol_settings(protocol, config)
+    setup(config.device.target, ranks=ranks, compute=config.compute, connect=False)
+    if hasattr(module, "measure"):
+        return list(module.measure(subject, settings))
+    if hasattr(module, "predict"):
+        predict = partial(module.predict, settings=settings)
+        return list(measure_frozen(subject, getattr(settings, "pool", "cls"), predict, ranks))
+    return list(classify(subject, module.ENCODER, ranks))
 
 
 def protocol_settings(protocol: str, config: Config) -> Section:

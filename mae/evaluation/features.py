@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,9 @@ import numpy as np
 from mindspore import Tensor
 
 from datasets.batches import ordered_batches
+from datasets.records import load_index
 from mae.config.sections import ModelConfig
+from mae.device.context import LAUNCH_DIR
 from mae.evaluation.protocol import Features, Score, Subject
 from mae.model.forward import Encode, normalise_pixels
 from mae.model.mae import MaskedAutoencoder, seeded_mae
@@ -19,16 +23,20 @@ from mae.weights.restore import load_encoder
 
 BATCH = 256
 PIXEL_SIDE = 32
+LOOK_SECONDS = 0.05  # between two looks for another rank's part
 
 Compute = Callable[[np.ndarray], np.ndarray]  # uint8 images (N, H, W, 3) -> features (N, F) float32
 
 
-def measure_frozen(subject: Subject, pool: str, predict: Callable[[Features, Features], np.ndarray]) -> Iterator[Score]:
-    """Yield the score of the pre-trained encoder, of the same encoder with random weights, and of raw pixels.
+def measure_frozen(
+    subject: Subject, pool: str, predict: Callable[[Features, Features], np.ndarray], ranks: int = 1
+) -> Iterator[Score]:
+    """Yield, in rank 0, the scores of the pre-trained encoder, of the same with random weights, and of raw pixels.
 
     Args:
         pool: feature of an image, `cls` or `mean` (see `mae.model.forward.Encode`).
         predict: (features of the training split, of the validation split) -> labels of the validation split (N,).
+        ranks: number of processes that call this function. They share the computation of the features.
     """
     pretrained, config = load_encoder(subject.model), subject.config
     size = pretrained.config
@@ -38,12 +46,50 @@ def measure_frozen(subject: Subject, pool: str, predict: Callable[[Features, Fea
         "pixels": partial(pixel_features, config=size),
     }
     for name, compute in encoders.items():
-        train, val = (
-            split_features(subject.records, split, size, compute, workers=config.data.workers)
-            for split in ("train", "val")
-        )
-        correct = predict(train, val) == val.labels
-        yield Score(encoder=name, top1=float(correct.mean()), images=len(correct), features=val.values.shape[1])
+        train, val = (shared_features(subject, split, size, compute, ranks, name) for split in ("train", "val"))
+        if train is not None and val is not None:
+            correct = predict(train, val) == val.labels
+            yield Score(encoder=name, top1=float(correct.mean()), images=len(correct), features=val.values.shape[1])
+
+
+def shared_features(
+    subject: Subject, split: str, model: ModelConfig, compute: Compute, ranks: int, name: str = "features"
+) -> Features | None:
+    """Return the features of a whole split in rank 0, and None in the other ranks, which compute a part of them.
+
+    The parts are exchanged as files in the launch directory.
+
+    Args:
+        ranks: number of processes that call this function, each with its RANK_ID.
+        name: of the files, different for each call with the same split.
+    """
+    rank, workers = int(os.environ.get("RANK_ID", "0")), subject.config.data.workers
+    mine = split_features(subject.records, split, model, compute, workers=workers, rank=rank, ranks=ranks)
+    if ranks == 1:
+        return mine
+    folder = Path(os.environ[LAUNCH_DIR])
+    if rank > 0:
+        partial_file = folder / f"{name}-{split}-{rank}.partial.npz"
+        np.savez(partial_file, values=mine.values, labels=mine.labels)
+        partial_file.rename(folder / f"{name}-{split}-{rank}.npz")
+        return None
+    images = load_index(subject.records).splits[split].images
+    values, labels = np.empty((images, mine.values.shape[1]), np.float32), np.empty(images, np.int32)
+    for other in range(ranks):
+        part = mine if other == 0 else _received(folder / f"{name}-{split}-{other}.npz")
+        places = np.arange(images) // BATCH % ranks == other
+        if places.any():
+            values[places], labels[places] = part
+    return Features(values, labels)
+
+
+def _received(file: Path) -> Features:
+    while not file.exists():  # the launcher ends this process if that rank fails
+        time.sleep(LOOK_SECONDS)
+    with np.load(file) as arrays:
+        found = Features(arrays["values"], arrays["labels"])
+    file.unlink()
+    return found
 
 
 def encoder_features(model: MaskedAutoencoder | VisionTransformer, pool: str) -> Compute:
@@ -68,9 +114,17 @@ def pixel_features(images: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def split_features(
-    records: Path, split: str, model: ModelConfig, compute: Compute, *, workers: int, limit: int | None = None
+    records: Path,
+    split: str,
+    model: ModelConfig,
+    compute: Compute,
+    *,
+    workers: int,
+    limit: int | None = None,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Features:
-    """Return the features of every record of a split, each exactly once, or of its first `limit` records."""
+    """Return the features of a rank's part of a split, or of its first `limit` records; each image is read once."""
     batches = ordered_batches(
         records,
         split,
@@ -78,10 +132,14 @@ def split_features(
         crop_pct=model.crop_pct,
         batch_size=BATCH,
         workers=workers,
+        rank=rank,
+        ranks=ranks,
         limit=limit,
     )
-    parts = [(compute(batch.images), batch.labels) for batch in batches]
-    return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))
+    parts = [Features(compute(batch.images), batch.labels) for batch in batches]
+    if not parts:  # there are fewer batches than ranks
+        return Features(np.empty((0, 0), np.float32), np.empty(0, np.int32))
+    return Features(*map(np.concatenate, zip(*parts)))
 
 
 def in_fixed_batches(compute: Compute) -> Compute:

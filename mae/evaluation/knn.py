@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from mae.config.sections import Section
-from mae.evaluation.protocol import Features, Score, Subject
+from mae.evaluation.protocol import Features
 
 VERSION = 2
 
@@ -19,13 +18,6 @@ class Settings(Section):
 
     pool: Literal["cls", "mean"] = Field("cls", description="feature of an image: class token, or mean of the patches")
     neighbours: int = Field(10, gt=0, description="training images that vote")
-
-
-def measure(subject: Subject, settings: Settings) -> Iterator[Score]:
-    """Yield the scores of the pre-trained encoder, of random weights and of raw pixels."""
-    from mae.evaluation.features import measure_frozen
-
-    return measure_frozen(subject, settings.pool, lambda train, val: predict(train, val, settings))
 
 
 def predict(train: Features, val: Features, settings: Settings) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
 from mae.config.sections import Section
-from mae.evaluation.protocol import Features, Score, Subject
+from mae.evaluation.protocol import Features
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -31,13 +30,6 @@ class Settings(Section):
     tol: float = Field(
         1e-3, gt=0, description="the fit has converged when the largest gradient component is below this"
     )
-
-
-def measure(subject: Subject, settings: Settings) -> Iterator[Score]:
-    """Yield the scores of the pre-trained encoder, of random weights and of raw pixels."""
-    from mae.evaluation.features import measure_frozen
-
-    return measure_frozen(subject, settings.pool, lambda train, val: predict(train, val, settings))
 
 
 def predict(train: Features, val: Features, settings: Settings) -> np.ndarray:

@@ -23,7 +23,7 @@ class Subject(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The features of a split, in stored order."""
+    """The features of images."""
 
     values: np.ndarray  # (N, F) float32
     labels: np.ndarray  # (N,) int32

@@ -54,12 +54,12 @@ def check_interpreter(python: Optional[str] = None) -> Interpreter:
     decide which package a name finds.
 
     Args:
-        python: path or name of the interpreter; none: this process's.
+        python: path or name of the interpreter; none: that of $MAE_PYTHON, or this process's.
 
     Raises:
         InputError: there is no such interpreter, or it cannot run a rank; the error says how to change that.
     """
-    path = shutil.which(python or sys.executable)
+    path = shutil.which(python or os.environ.get("MAE_PYTHON") or sys.executable)
     where = "device.python"
     if path is None:
         found = repr(python)

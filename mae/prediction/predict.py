@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,11 @@ from datasets.base.digests import file_digest, value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, atomic_write
 from datasets.base.lock import exclusive
+from datasets.images import decode
 from mae.config.sections import DeviceConfig, Target
 from mae.device.context import check_target, setup
-from mae.prediction.images import ImageLike, Source, sources
+from mae.launch.call import in_child
+from mae.prediction.images import Source, sources
 from mae.runs.model_file import model_digest
 from mae.weights.hub import find_weights
 
@@ -32,6 +34,7 @@ TABLE, PICTURES = "predictions.parquet", "reconstructions"
 VERSION = 3  # raise it when the same inputs give another row or picture
 
 Row = dict[str, Any]
+CPU = DeviceConfig()
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +48,29 @@ class Predictions(StageResult):
     pictures: Optional[Path] = None  # folder of the reconstructions; none for a classifier
 
 
+class _Request(NamedTuple):
+    """An image to predict."""
+
+    file: Path
+    stem: str  # of its picture's name
+    row: Row  # without the results
+
+
 def predict(
-    checkpoint: PathLike, images: Sequence[ImageLike], out: PathLike, *, target: Target = "CPU", seed: int = 0
+    checkpoint: PathLike, images: Sequence[PathLike], out: PathLike, *, device: DeviceConfig = CPU, seed: int = 0
 ) -> Predictions:
     """Predict images and add them to `out`/predictions.parquet, and for a MAE add a picture per image.
 
     Args:
         checkpoint: a published name, a model file, a checkpoint directory or a run directory.
         images: files, http(s) addresses, or folders that are searched for images.
-        target: the device to run on.
+        device: its target and its interpreter are used.
         seed: seed of the masks. The seed and an image's content determine its mask.
 
     Raises:
         InputError: there are no images, an image cannot be read, the checkpoint is not a model that predicts, or `out`
             has predictions of the other kind of model. Nothing is written then.
+        RanksFailed: the process that predicts ended before its work was done.
     """
     model_path, out = find_weights(checkpoint), Path(out)
     shared = {"checkpoint_digest": model_digest(model_path), "seed": seed, "version": VERSION}
@@ -69,13 +81,16 @@ def predict(
     earlier = _read(out)
     missing = [request for identity, request in requests.items() if not _is_intact(earlier.get(identity), out)]
     if missing:
-        check_target(DeviceConfig(target=target))
-        setup(target, ranks=1)
+        check_target(device)
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{PICTURES}.partial-", dir=out) as partial:
-            rows = _predict(model_path, missing, Path(partial))
+        with tempfile.TemporaryDirectory(prefix=f"{PICTURES}.partial-", dir=out) as name:
+            pictures, downloads = Path(name, PICTURES), Path(name, "downloads")
+            pictures.mkdir()
+            downloads.mkdir()
+            stored = [_Request(_file(source, downloads), source.stem, row) for source, row in missing]
+            rows = in_child(_predict, device, near=out)(model_path, stored, pictures, device.target)
             with exclusive(out):
-                _merge(out, rows, Path(partial))
+                _merge(out, rows, pictures)
     else:
         logger.info("%s: reusing the predictions", out / TABLE)
     table = out / TABLE
@@ -93,22 +108,35 @@ def _identity(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("path", "image_digest", "checkpoint_digest", "seed"))
 
 
-def _predict(model_path: Path, requests: list[tuple[Source, Row]], folder: Path) -> list[Row]:
-    """Return the completed rows, and write a MAE's pictures to `folder`: original, masked and filled side by side."""
+def _file(source: Source, downloads: Path) -> Path:
+    """Return the file of an image, which is written to `downloads` if the image came from an address."""
+    if isinstance(source.content, Path):
+        return source.content
+    path = downloads / source.digest
+    path.write_bytes(source.content)
+    return path
+
+
+def _predict(model_path: Path, requests: list[_Request], folder: Path, target: Target) -> list[Row]:
+    """Return the completed rows, and write a MAE's pictures to `folder`: original, masked and filled side by side.
+
+    A child process calls this.
+    """
     from mae.prediction.predictors import Classifier, Reconstructor
     from mae.weights.restore import load_model
 
+    setup(target, ranks=1)
     model, rows = load_model(model_path), []
     if model.card.kind == "classifier":
         classify = Classifier(model, model_path)
-        for source, row in requests:
-            best = classify(source.open())
+        for file, _, row in requests:
+            best = classify(decode(file, where=row["path"]))
             rows.append({**row, "classes": [name for name, _ in best], "probabilities": [p for _, p in best]})
         return rows
     reconstruct = Reconstructor(model, model_path)
-    for source, row in requests:
-        result = reconstruct(source.open(), seed=row["seed"], digest=source.digest)
-        name = picture_name(source.stem, *_identity(row))
+    for file, stem, row in requests:
+        result = reconstruct(decode(file, where=row["path"]), seed=row["seed"], digest=row["image_digest"])
+        name = picture_name(stem, *_identity(row))
         Image.fromarray(np.concatenate([result.original, result.masked, result.filled], axis=1)).save(folder / name)
         measured = {
             "image_file": f"{PICTURES}/{name}",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult, atomic_write
 from datasets.records import load_index
-from mae.config.load import dump_config, load_config
+from mae.config.load import dump_config, load_config, overridden, parse_config
 from mae.config.sections import Config, PretrainConfig
 from mae.runs import checkpoint, log
 from mae.runs.inputs import run_inputs
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
 
 CONFIG, FALLBACK = "config.yaml", "fallback.json"
 
+logger = logging.getLogger(__name__)
 
-class Fallback(BaseModel):
+
+class Fallback(BaseModel, extra="forbid"):
     """fallback.json: from step `from_step` on, the decoder is computed in float32, because of `failure`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     decoder: str = "float32"
     failure: str  # name of the failure's directory
@@ -52,10 +54,19 @@ class Run:
     Attributes:
         directory: the run's folder; it may not exist yet.
         config: the resolved config, as config.yaml has it.
+        name, workspace: the folder's name, and the workspace that it is in.
+        records: the directory of the records that the run trains on.
+        checkpoints: the folder of the checkpoints (see `mae.runs.checkpoint`).
+        metrics: metrics.jsonl (see `mae.runs.log`).
+        evaluations: the folder of the results, one file per protocol (see `mae.runs.evaluations`).
     """
 
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory, self.config = directory, config
+        self.name, self.workspace = directory.name, directory.parent.parent
+        self.records = Path(str(config.data.records))
+        self.checkpoints, self.metrics = directory / "checkpoints", directory / log.METRICS
+        self.evaluations = directory / "evaluations"
 
     @classmethod
     def open(cls, directory: Path) -> Run:
@@ -84,25 +95,23 @@ class Run:
         run.inputs = inputs
         return run
 
+    def config_of_another(self, overrides: Iterable[str] = ()) -> Config:
+        """Return this run's config with overrides, for an evaluation. Its `device.python` is logged and left out.
+
+        The folder may be somebody else's, so a program that it names is not executed.
+        """
+        python = self.config.device.python
+        if python is not None:
+            text = "%s: not using device.python %s of this run; choose an interpreter with --python or $MAE_PYTHON"
+            logger.info(text, self.directory, python)
+        values = self.config.model_dump(mode="json")
+        values["device"]["python"] = None
+        return parse_config(overridden(values, overrides), source=self.directory / CONFIG)
+
     def write_config(self) -> None:
         """Create the folder and write config.yaml."""
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic_write(self.directory / CONFIG, dump_config(self.config))
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.directory.name
-
-    @property
-    def workspace(self) -> Path:
-        """The workspace that the run is in."""
-        return self.directory.parents[1]
-
-    @property
-    def records(self) -> Path:
-        """The records directory that the run trains on."""
-        return Path(str(self.config.data.records))
 
     @functools.cached_property
     def index(self) -> Index:
@@ -128,11 +137,6 @@ class Run:
         compute = self.config.compute.model_copy(update={"decoder_float32": True})
         return self.config.model_copy(update={"compute": compute})
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.directory / "checkpoints"
-
     def newest(self) -> Optional[Path]:
         """Return the directory of the newest intact checkpoint. A process reads each unchanged file once for this."""
         return checkpoint.newest(self.checkpoints)
@@ -147,11 +151,6 @@ class Run:
             return None
         model, digest = newest / checkpoint.MODEL, state.digests[checkpoint.MODEL]
         return Training(run_dir=self.directory, checkpoint=model, digest=digest, steps=state.step, loss=state.loss)
-
-    @property
-    def metrics(self) -> Path:
-        """metrics.jsonl (see `mae.runs.log`)."""
-        return self.directory / log.METRICS
 
     def readings(self) -> list[log.Line]:
         """Return the readings of the training, oldest first."""
@@ -168,14 +167,3 @@ class Run:
             return True
         found = {line["protocol"] for line in self.measurements() if line["step"] == step}
         return found >= set(recipe.eval_protocols)
-
-    @property
-    def evaluations(self) -> Path:
-        """The folder of the results, one file per protocol (see `mae.runs.evaluations`)."""
-        return self.directory / "evaluations"
-
-    def rank_lines(self) -> dict[int, list[log.Line]]:
-        """Return the lines of metrics/rank_<n>.jsonl by rank; ranks without lines are left out."""
-        paths = (self.directory / log.RANKS).glob("rank_*.jsonl")
-        found = {int(path.stem[5:]): log.read_lines(path) for path in paths}
-        return {rank: lines for rank, lines in found.items() if lines}

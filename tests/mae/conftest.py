@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,13 @@ def trained(tiny, tmp_path_factory):
     from mae.train import train
 
     return train(tiny, workspace=tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="module")
+def in_process() -> Iterator[None]:
+    """Evaluate, predict and export in this process, not in a child, which would load MindSpore for each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("mae.evaluation.evaluate", "mae.prediction.predict", "mae.export.verified"):
+            __import__(module)
+            patch.setattr(sys.modules[module], "in_child", lambda function, *_, **__: function)
+        yield

@@ -136,6 +136,7 @@ def test_what_cannot_work_says_so(tiny, tmp_path, name, sections, message):
         assert not list(tmp_path.glob("runs/*/logs")), "refused before any rank started"
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_published_probe_trains_the_head_only(tiny, trained, tmp_path):
     found = evaluate(
         trained.checkpoint, tiny.data.records, protocol="linear", config=tiny, workspace=tmp_path, out=tmp_path / "e"

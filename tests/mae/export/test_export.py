@@ -15,7 +15,7 @@ from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from mae.config.sections import ComputeConfig, ModelConfig
 from mae.device.context import setup
-from mae.export import export, onnx_graph, verified
+from mae.export import export, onnx_graph, writers
 from mae.model.card import ModelCard
 from mae.model.mae import MaskedAutoencoder
 from mae.model.vit import VisionTransformer
@@ -37,6 +37,9 @@ CASES = [  # name, kind, what differs from a published model
     ("linear probe", "classifier", {"pool": "cls", "head": "batch_norm"}),
     ("mean pooling, batch norm, square", "classifier", {"head": "batch_norm", "image_size": 12}),
 ]
+
+
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +129,7 @@ def run_alone(paths, images):
 @pytest.mark.parametrize("suffix", [".onnx", ".mindir"])
 def test_a_large_model_has_its_weights_in_another_file(tmp_path, monkeypatch, suffix):
     """As with more than 2 GB (ONNX) or 1 GB (MindIR), here with lower limits."""
-    monkeypatch.setattr(verified, "PROTOBUF_BYTES", 0)
+    monkeypatch.setattr(writers, "PROTOBUF_BYTES", 0)
     monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
     if suffix == ".onnx":
         pytest.importorskip("onnxruntime")

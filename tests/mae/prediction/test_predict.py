@@ -27,7 +27,7 @@ from tests.mae.servers import Served
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_once():
+def _compiled_once(in_process):
     """Load and compile each model once for all tests of this file."""
     original = restore.load_model
     load = functools.cache(lambda path, _digest: original(path))

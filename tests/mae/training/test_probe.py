@@ -44,6 +44,7 @@ def test_evaluation_changes_no_bit_of_the_training(trained, watched):
     )
 
 
+@pytest.mark.usefixtures("in_process")
 def test_it_measures_what_the_stage_measures(watched, tiny, tmp_path):
     _, run, said = watched
     found = measured(run)
