@@ -68,12 +68,14 @@ def precision_mode(compute: ComputeConfig) -> str:
     return "must_keep_origin_dtype" if compute.float32_products else "allow_fp32_to_fp16"
 
 
-def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE, connect: bool = True) -> int:
+def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:
     """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank.
+
+    MindSpore connects the ranks if the launcher gave it a rank table or a scheduler. Other ranks are on CPUs of one
+    server and share memory, or do not communicate.
 
     Args:
         ranks: number of ranks in the whole job.
-        connect: False for ranks that share no collective operators.
     """
     import mindspore as ms
     from mindspore import communication
@@ -94,10 +96,15 @@ def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE, 
             ms.set_context(device_id=int(os.environ["DEVICE_ID"]))
     if ranks == 1:
         return 0
-    if not connect:
+    if not _is_connected():
         return int(os.environ["RANK_ID"])
     communication.init()
     return int(communication.get_rank())
+
+
+def _is_connected() -> bool:
+    """Return whether MindSpore's own collectives connect the ranks of this job."""
+    return "RANK_TABLE_FILE" in os.environ or "MS_ROLE" in os.environ
 
 
 def all_mean(number: int) -> Any:
@@ -108,7 +115,7 @@ def all_mean(number: int) -> Any:
     """
     from mindspore import ops
 
-    if not _shares_memory():
+    if _is_connected():
         return collective_mean()
     mean = _shared_mean()
 
@@ -151,20 +158,10 @@ def waited_for_ranks() -> float | None:
 
     For a job of several ranks, after `setup`.
     """
-    return _shared_mean().waited if _shares_memory() else None
-
-
-def _shares_memory() -> bool:
-    """Return whether all ranks of this job are on CPUs of this server."""
-    import mindspore as ms
-    from mindspore import communication
-
-    on_cpus = ms.get_context("device_target") == "CPU"
-    return on_cpus and int(os.environ[LOCAL_RANKS]) == communication.get_group_size()
+    return None if _is_connected() else _shared_mean().waited
 
 
 @functools.cache
 def _shared_mean() -> SharedMean:
-    from mindspore import communication
-
-    return SharedMean(communication.get_rank(), communication.get_group_size(), Path(os.environ[LAUNCH_DIR]))
+    rank, ranks = int(os.environ[LOCAL_RANK]), int(os.environ[LOCAL_RANKS])
+    return SharedMean(rank, ranks, Path(os.environ[LAUNCH_DIR]))

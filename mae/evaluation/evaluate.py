@@ -108,7 +108,7 @@ def _measured(protocol: str, subject: Subject, ranks: int) -> list[Score]:
 
     module, config = protocols()[protocol], subject.config
     settings = protocol_settings(protocol, config)
-    setup(config.device.target, ranks=ranks, compute=config.compute, connect=False)
+    setup(config.device.target, ranks=ranks, compute=config.compute)
     if hasattr(module, "measure"):
         return list(module.measure(subject, settings))
     if hasattr(module, "predict"):

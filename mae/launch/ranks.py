@@ -2,7 +2,11 @@
 
     launcher -> rank 0          each arrow: the kernel kills the child when its parent dies for whatever reason
              -> rank 1          (PR_SET_PDEATHSIG, guard.py)
-             -> scheduler       only on CPUs, on the server that has rank 0
+             -> scheduler       only for CPUs of several servers, on the server that has rank 0
+
+Ranks on CPUs of one server average through shared memory (mae.device), so they need neither MindSpore's scheduler nor
+its communication.init(). On MindSpore 2.0 that call fails in 3 of 5 starts on busy cores: a rank that misses the answer
+to its registration waits for 30 s, after which the scheduler takes it for dead.
 
 Every process of a launch has MAE_LAUNCH_DIR=<launch dir> in its environment. That variable identifies the process in
 any process group or session. Another process that reuses its pid does not have it.
@@ -16,7 +20,6 @@ import os
 import queue
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -75,7 +78,6 @@ def run_ranks(
     run_dir: Path,
     first: int = 0,
     total: Optional[int] = None,
-    connected: bool = True,
     scheduler: Optional[str] = None,
     devices: Sequence[int] = (),
     rank_table: Optional[bytes] = None,
@@ -103,11 +105,10 @@ def run_ranks(
         run_dir: contains launch/ while the ranks run. A second launch in the same run directory is an error.
         first: number of this server's first rank in the job.
         total: number of ranks in the whole job; none: `ranks`.
-        connected: False: the ranks do not communicate with each other.
-        scheduler: host:port at which the ranks of a job on several servers with CPUs meet. The launcher of rank 0
-            starts the scheduler there. None: a free port of this server.
+        scheduler: CPUs only: host:port at which ranks meet that use MindSpore's own collectives, as those of a job on
+            several servers do. The launcher of rank 0 starts the scheduler there.
         devices: the NPU of each rank; empty on CPUs. Each is locked until the last process of the tree has ended.
-        rank_table: Ascend only: content of the HCCL rank table. A job of one rank needs none.
+        rank_table: Ascend only: content of the HCCL rank table, without which the ranks do not communicate.
         connect_seconds: Ascend only: HCCL_CONNECT_TIMEOUT; none: that of this process's environment, or 1,800.
         python: the ranks' interpreter. Default: this process's interpreter.
         owner: shown to those who need the same NPU. Default: the run directory's name.
@@ -123,13 +124,12 @@ def run_ranks(
     interpreter = check_interpreter(python).path
     with _claimed(run_dir, first) as launch_dir, devices_held(devices, owner or run_dir.resolve().name) as locks:
         common = _environment(ranks=ranks, launch_dir=launch_dir)
-        on_cluster = connected and not devices and total > 1
-        if on_cluster:
+        if scheduler is not None:
             common |= _cluster(total, scheduler)
-        elif connected and devices:
+        if rank_table is not None:
             common |= _hccl(total, rank_table, launch_dir, connect_seconds)
         processes = []
-        if on_cluster and first == 0:  # started first, because all others connect to it
+        if scheduler is not None and first == 0:  # started first, because all others connect to it
             own = {"MS_ROLE": "MS_SCHED", "MS_NODE_ID": "scheduler"}
             serve = [interpreter, SCHEDULER]
             processes.append(_Process("scheduler", serve, common | own, log_dir / "scheduler.log"))
@@ -137,7 +137,7 @@ def run_ranks(
             own = {"RANK_ID": str(rank), LOCAL_RANK: str(local), LOCAL_RANKS: str(ranks)}
             if devices:
                 own["DEVICE_ID"] = str(devices[local])
-            if on_cluster:
+            if scheduler is not None:
                 own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}
             log = log_dir / f"rank_{rank}.log"
             processes.append(_Process(f"rank {rank}", [interpreter, *command], common | own, log))
@@ -191,7 +191,6 @@ def run_child(
             ranks=ranks,
             log_dir=log_dir,
             run_dir=Path(folder),
-            connected=False,
             devices=devices,
             python=python,
             owner=owner,
@@ -279,32 +278,23 @@ def _environment(*, ranks: int, launch_dir: Path) -> dict[str, str]:
     return {**defaults, **inherited, "PYTHONPATH": ranks_path(), LAUNCH_DIR: str(launch_dir)}
 
 
-def _hccl(total: int, rank_table: Optional[bytes], launch_dir: Path, connect_seconds: Optional[int]) -> dict[str, str]:
+def _hccl(total: int, rank_table: bytes, launch_dir: Path, connect_seconds: Optional[int]) -> dict[str, str]:
     """Return what ranks on Ascend find each other by (MindSpore's documentation of RANK_TABLE_FILE)."""
+    path = launch_dir / "rank_table.json"
+    path.write_bytes(rank_table)
     wanted = str(connect_seconds or os.environ.get("HCCL_CONNECT_TIMEOUT", CONNECT_SECONDS))
-    variables = {"RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": wanted}
-    if rank_table is not None:
-        path = launch_dir / "rank_table.json"
-        path.write_bytes(rank_table)
-        variables["RANK_TABLE_FILE"] = str(path)
-    return variables
+    return {"RANK_TABLE_FILE": str(path), "RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": wanted}
 
 
-def _cluster(total: int, scheduler: Optional[str]) -> dict[str, str]:
+def _cluster(total: int, scheduler: str) -> dict[str, str]:
     """Return what ranks on CPUs find each other by (MindSpore's documentation of the dynamic cluster)."""
-    host, _, port = (scheduler or f"127.0.0.1:{_free_port()}").rpartition(":")
+    host, _, port = scheduler.rpartition(":")
     return {
         "MS_SCHED_HOST": host,
         "MS_SCHED_PORT": port,
         "MS_WORKER_NUM": str(total),
         "MS_TOPO_TIMEOUT": str(CLUSTER_SECONDS),
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _set_logs_aside(logs: list[Path]) -> None:

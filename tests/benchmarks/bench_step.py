@@ -27,7 +27,7 @@ def step_times(plain: bool, ranks: int) -> list[float]:
     """Seconds of each step of this rank."""
     import mindspore as ms
     import numpy as np
-    from mindspore import Tensor, communication
+    from mindspore import Tensor
 
     from datasets.batches.batches import Batch
     from mae.config.load import load_config
@@ -37,8 +37,6 @@ def step_times(plain: bool, ranks: int) -> list[float]:
 
     if plain:
         ms.set_context(mode=ms.GRAPH_MODE, device_target="CPU")
-        if ranks > 1:
-            communication.init()
         rank = int(os.environ["RANK_ID"])
     else:
         rank = setup("CPU", ranks=ranks)

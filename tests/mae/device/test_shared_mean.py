@@ -3,22 +3,24 @@
 import multiprocessing
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from mae.device import shared_mean
+from mae.device import context, shared_mean
 from mae.device.context import all_mean, collective_mean, setup, waited_for_ranks
-from mae.launch.ranks import _free_port, rank_main, run_ranks
+from mae.launch.ranks import rank_main, run_ranks
 from tests.mae.device.mean_ranks import astray, averaged, left_alone
+from tests.mae.launch.stages import free_address
 
 
 def started(target, ranks, folder):
     """Start processes that run target(rank, ranks, folder, answers)."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    processes = [context.Process(target=target, args=(rank, ranks, folder, answers)) for rank in range(ranks)]
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    processes = [spawn.Process(target=target, args=(rank, ranks, folder, answers)) for rank in range(ranks)]
     for process in processes:
         process.start()
     return processes, answers
@@ -36,7 +38,9 @@ class Both(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.reference = all_mean(0), all_mean(300), collective_mean()
+        with mock.patch.object(context, "_is_connected", return_value=False):
+            self.first, self.second = all_mean(0), all_mean(300)
+        self.reference = collective_mean()
 
     def construct(self, x):
         return self.first(x) * 1.0, self.second(x * 3.0), self.reference(x), self.reference(x * 3.0)
@@ -57,7 +61,7 @@ def compare():
 
 def test_bits_are_those_of_mindspore(tmp_path):
     command = ["-m", "tests.mae.device.test_shared_mean"]
-    run_ranks(command, ranks=2, log_dir=tmp_path / "logs", run_dir=tmp_path)
+    run_ranks(command, ranks=2, scheduler=free_address(), log_dir=tmp_path / "logs", run_dir=tmp_path)
     for rank in range(2):
         assert "equal to MindSpore's" in (tmp_path / f"logs/rank_{rank}.log").read_text()
     assert not (tmp_path / "launch").exists()
@@ -75,7 +79,7 @@ def over_servers():
 @pytest.mark.slow
 def test_ranks_of_two_servers_average_without_shared_memory(tmp_path):
     """Each of two launchers starts a rank, as two servers do."""
-    command, port = ["-m", "tests.mae.device.test_shared_mean", "over_servers"], _free_port()
+    command, scheduler = ["-m", "tests.mae.device.test_shared_mean", "over_servers"], free_address()
     with ThreadPoolExecutor() as pool:
         for first in range(2):
             pool.submit(
@@ -84,7 +88,7 @@ def test_ranks_of_two_servers_average_without_shared_memory(tmp_path):
                 ranks=1,
                 first=first,
                 total=2,
-                scheduler=f"127.0.0.1:{port}",
+                scheduler=scheduler,
                 log_dir=tmp_path / "logs",
                 run_dir=tmp_path,
             )

@@ -6,16 +6,23 @@ with its parent, "exec" before it becomes its command. In a rank and in the sche
 
 import os
 import runpy
+import socket
 import sys
 import time
 from pathlib import Path
 
-NAME = "scheduler" if os.environ.get("MS_ROLE") == "MS_SCHED" else f"rank {os.environ['RANK_ID']}"
+
+def free_address():
+    """Return host:port of a free port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def reached(stage, seconds):
     if os.environ.get("STAGE") == stage:
-        Path(os.environ["MAE_LAUNCH_DIR"], f"{NAME} at {stage}").touch()
+        name = "scheduler" if os.environ.get("MS_ROLE") == "MS_SCHED" else f"rank {os.environ['RANK_ID']}"
+        Path(os.environ["MAE_LAUNCH_DIR"], f"{name} at {stage}").touch()
         time.sleep(seconds)
 
 

@@ -18,6 +18,7 @@ from datasets.base.processes import is_running, started, with_variable
 from mae.device import context
 from mae.launch import ranks as launch
 from mae.launch.ranks import LAUNCH_DIR, RanksFailed, rank_main, reap, run_child, run_ranks
+from tests.mae.launch.stages import free_address
 
 ROOT = Path(__file__).parents[3]
 CORES = len(os.sched_getaffinity(0))
@@ -96,7 +97,7 @@ def test_one_rank_writes_to_its_log_only(run, tmp_path, capfd):
 
 
 def test_each_of_two_ranks_and_the_scheduler_have_a_log(run, tmp_path):
-    run(AS_RANK + "print('rank', rank)", ranks=2)
+    run(AS_RANK + "print('rank', rank)", ranks=2, scheduler="127.0.0.1:8118")
     logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
     assert logs == {"rank_0.log": "rank 0\n", "rank_1.log": "rank 1\n", "scheduler.log": "serving\n"}
 
@@ -114,7 +115,7 @@ def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tm
             killed_at.append(time.monotonic())
 
     with pytest.raises(RanksFailed, match=r"rank 1 was killed by SIGKILL \(out of memory\? see dmesg\)") as caught:
-        run(ALL_REDUCE, ranks=2, poll=poll)
+        run(ALL_REDUCE, ranks=2, scheduler=free_address(), poll=poll)
     assert time.monotonic() - killed_at[0] < 5
     assert f"its log is {log}, and ends:" in str(caught.value)
     assert "sum [3.]" in str(caught.value)
@@ -159,7 +160,8 @@ import sys
 from pathlib import Path
 from mae.launch import ranks
 folder, ranks.GUARD, ranks.SCHEDULER = Path(sys.argv[1]), sys.argv[2], sys.argv[2]
-ranks.run_ranks([sys.argv[2], "rank"], ranks=2, log_dir=folder / "logs", run_dir=folder)
+options = {"scheduler": "127.0.0.1:8118", "log_dir": folder / "logs", "run_dir": folder}
+ranks.run_ranks([sys.argv[2], "rank"], ranks=2, **options)
 """
 
 
@@ -221,7 +223,7 @@ def test_killing_a_real_process_at_a_stage_of_its_start(run, tmp_path, monkeypat
             killed_at.append(time.monotonic())
 
     with pytest.raises(RanksFailed, match=f"^{victim} was killed by SIGKILL"):
-        run(AT_STAGE, stage, ranks=2, poll=poll)
+        run(AT_STAGE, stage, ranks=2, scheduler=free_address(), poll=poll)
     assert time.monotonic() - killed_at[0] < 10
 
 
