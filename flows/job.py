@@ -7,6 +7,7 @@ import difflib
 from datasets.base.errors import InputError
 from mae.config import Config, load_config
 from mae.device import check_target
+from mae.launch import check_interpreter
 
 # The stages that each stage needs. With images of one's own, sample-data is not needed.
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -27,12 +28,14 @@ def check_job(
     """Return the job's config and the stages to run.
 
     Raises:
-        InputError: as `load_job` and `needed_stages`, or this machine lacks the devices that the job trains on.
+        InputError: as `load_job` and `needed_stages`, this machine lacks the devices that the job trains on, or
+            `device.python` cannot run ranks.
     """
     job = load_job(config, overrides, data_root)
     wanted = needed_stages(stages, own_images=job.data.root is not None)
     if "pretrain" in wanted:
         check_target(job.device)
+        check_interpreter(job.device.python)
     return job, wanted
 
 

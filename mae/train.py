@@ -12,13 +12,14 @@ from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import atomic_write
 from datasets.batches import steps_per_epoch
 from datasets.records import Records, check_files, check_labelled, load_index
-from mae.cluster.job_table import job_table
+from mae.cluster.inventory import JobTable, job_table
 from mae.config.sections import Config, PretrainConfig
 from mae.device.context import check_target
 from mae.health.follow import Follower
 from mae.health.tensorboard import rewrite
 from mae.health.verdict import FILE as VERDICT
 from mae.health.verdict import conclude, load_verdict
+from mae.launch.interpreter import check_interpreter
 from mae.launch.ranks import RanksFailed, check_free, run_ranks
 from mae.runs.data_facts import write_data_facts
 from mae.runs.failure import failures, fall_back
@@ -67,6 +68,7 @@ def train(
     """
     config = _resolved(config)
     check_target(config.device)
+    check_interpreter(config.device.python)
     table = job_table(config.device, rank_table, workspace / "rank_tables")
     run = Run.of(config, workspace)
     check_free(run.directory)
@@ -85,12 +87,12 @@ def train(
     before = failures(run)
     run.write_config()
     write_data_facts(run)
-    if table is not None:
-        atomic_write(run.directory / "rank_table.json", table)
+    if table.content is not None:
+        atomic_write(run.directory / "rank_table.json", table.content)
     (run.directory / VERDICT).unlink(missing_ok=True)
     while True:
         try:
-            _run(run, report_line, console)
+            _run(run, table, report_line, console)
             break
         except InputError:
             if not fall_back(run, before):  # at most once per run
@@ -144,7 +146,7 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"data": data, "init": init})
 
 
-def _run(run: Run, report_line: Callable[[str], None], console: Optional[Console]) -> None:
+def _run(run: Run, table: JobTable, report_line: Callable[[str], None], console: Optional[Console]) -> None:
     """Run the ranks on records that are complete. If they fail, report damaged records or a full disk as the cause.
 
     MindDataset ends a rank by SIGSEGV if a shard was cut short. Every file's content is checked if the error names the
@@ -161,7 +163,9 @@ def _run(run: Run, report_line: Callable[[str], None], console: Optional[Console
                 run_dir=run.directory,
                 poll=poll,
                 hang_seconds=HANG_SECONDS,
-                rank_table=run.directory / "rank_table.json" if device.target == "Ascend" else None,
+                devices=table.devices,
+                rank_table=table.content,
+                connect_seconds=device.hccl_connect_seconds,
                 python=device.python,
             )
     except (InputError, RanksFailed) as error:

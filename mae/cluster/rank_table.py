@@ -59,10 +59,9 @@ def generate(
     server_id = host_address() if server_ip is None else _checked_server_id(server_ip)
     physical = _physical(devices, visible_devices)
     addresses, warnings = device_addresses(physical, Path(hccn_conf))
-    server = make_server(server_id, {number: addresses[number] for number in physical})
     digits = "".join(map(str, devices))
     out = Path(out_dir) / f"hccl_{len(devices)}p_{digits}_{server_id}.json"
-    written = write_table(merge_tables([(server_id, RankTable(server_list=[server]))]), out)
+    written = write_table(one_server(server_id, {number: addresses[number] for number in physical}), out)
     return written.model_copy(update={"warnings": [*warnings, *written.warnings]})
 
 
@@ -96,16 +95,14 @@ def check(file: PathLike, *, strict: bool = False) -> RankTableFile:
     Raises:
         InputError: one error that lists every violation.
     """
-    table, violations = _read(Path(file))
-    return _result(Path(file), table, _accept(violations, file, strict=strict))
+    return _result(Path(file), *load_table(file, strict=strict))
 
 
 def local_table(out: PathLike, ranks: int) -> RankTableFile:
     """Write the table of a job on CPUs: rank n has the address 127.0.0.(1+n). Its warning says so."""
     if not 1 <= ranks <= 254:
         raise InputError("local rank table", expected="1 to 254 ranks", found=str(ranks), todo="set device.ranks")
-    server = make_server("127.0.0.1", {rank: f"127.0.0.{1 + rank}" for rank in range(ranks)})
-    return write_table(merge_tables([("local", RankTable(server_list=[server]))]), out)
+    return write_table(one_server("127.0.0.1", {rank: f"127.0.0.{1 + rank}" for rank in range(ranks)}), out)
 
 
 def parse_device_range(text: str) -> list[int]:
@@ -132,21 +129,23 @@ def parse_visible_devices(text: str) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def load_table(path: PathLike) -> RankTable:
-    """Read a table.
+def load_table(path: PathLike, *, strict: bool = False) -> tuple[RankTable, list[str]]:
+    """Return a table and its broken rules that HCCL accepts.
 
     Raises:
-        InputError: the file breaks a rule that HCCL enforces.
+        InputError: the file breaks a rule that HCCL enforces, or any rule if `strict`.
     """
     table, violations = _read(Path(path))
-    _accept(violations, path)
-    return table
+    return table, _accept(violations, path, strict=strict)
 
 
-def make_server(server_id: str, addresses: dict[int, str]) -> Server:
-    """One server with the address of each physical device, in rank order."""
-    devices = [Device(device_id=str(number), device_ip=address) for number, address in addresses.items()]
-    return Server(server_id=server_id, device=devices)
+def one_server(server_id: str, addresses: dict[int, str]) -> RankTable:
+    """Return the table of one server. `addresses` has the address of each physical device, in the order of ranks."""
+    devices = [
+        Device(device_id=str(number), device_ip=address, rank_id=str(rank))
+        for rank, (number, address) in enumerate(addresses.items())
+    ]
+    return RankTable(server_list=[Server(server_id=server_id, device=devices)], server_count="1")
 
 
 def merge_tables(tables: list[tuple[str, RankTable]]) -> RankTable:
@@ -163,7 +162,7 @@ def merge_tables(tables: list[tuple[str, RankTable]]) -> RankTable:
     merged: list[Server] = []
     rank = 0
     for server in sorted((s for _, table in tables for s in table.server_list), key=lambda server: server.server_id):
-        devices = sorted(server.device, key=lambda device: int(device.rank_id or 0))
+        devices = sorted(server.device, key=lambda device: int(device.rank_id))
         numbered = [device.model_copy(update={"rank_id": str(rank + n)}) for n, device in enumerate(devices)]
         merged.append(server.model_copy(update={"device": numbered}))
         rank += len(devices)
@@ -260,17 +259,12 @@ def _refuse_common_servers(tables: list[tuple[str, RankTable]]) -> None:
     for origin, table in tables:
         for server in table.server_list:
             origins[server.server_id].append(origin)
-    common = {server_id: names for server_id, names in origins.items() if len(names) > 1}
-    for origin, table in tables:
-        shared = [server.server_id for server in table.server_list if server.server_id in common]
-        if shared and len(table.server_list) > 1:
-            found = f"a merged table of {len(table.server_list)} servers; other inputs also have {', '.join(shared)}"
-            todo = "leave it out: a pattern such as hccl*.json also matches the output of an earlier merge [rule 5]"
-            raise InputError(origin, expected="tables of different servers", found=found, todo=todo)
-    if common:
-        found = "; ".join(f"{server_id} in {' and '.join(names)}" for server_id, names in common.items())
-        todo = "generate each server's table with its own --server-ip; 127.0.1.1 comes from /etc/hosts [rule 5]"
-        raise InputError("merge", expected="each server_id in one table", found=found, todo=todo)
+    if common := [f"{server_id} in {' and '.join(names)}" for server_id, names in origins.items() if len(names) > 1]:
+        todo = (
+            "leave out the output of an earlier merge, which a pattern such as hccl*.json also matches, and generate "
+            "each server's table with its own --server-ip; 127.0.1.1 comes from /etc/hosts [rule 5]"
+        )
+        raise InputError("merge", expected="each server_id in one table", found="; ".join(common), todo=todo)
 
 
 def _checked_server_id(server_ip: str) -> str:

@@ -78,6 +78,12 @@ class RankTable(BaseModel):
         return sum(len(server.device) for server in self.server_list)
 
     @property
+    def devices(self) -> list[int]:
+        """The device number of each rank. For a table without violations."""
+        devices = [device for server in self.server_list for device in server.device]
+        return [int(device.device_id) for device in sorted(devices, key=lambda device: int(device.rank_id))]
+
+    @property
     def is_local(self) -> bool:
         """Whether this is the table of a job on CPUs: one server, whose devices all have loopback addresses."""
         devices = [device for server in self.server_list for device in server.device]

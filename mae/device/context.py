@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 DEFAULT_COMPUTE = ComputeConfig()
 ASCEND_DEVICES = "/dev"  # the driver makes one character device davinci<N> per NPU here
-LAUNCH_DIR = "MAE_LAUNCH_DIR"  # set by the launcher, like RANK_ID: a folder that the ranks of this launch share
+# Set by the launcher, like RANK_ID: a folder that this server's ranks share, and the number of this rank among them.
+LAUNCH_DIR, LOCAL_RANK, LOCAL_RANKS = "MAE_LAUNCH_DIR", "MAE_LOCAL_RANK", "MAE_LOCAL_RANKS"
 
 
 def check_target(config: DeviceConfig) -> None:
@@ -91,7 +92,11 @@ def precision_mode(compute: ComputeConfig) -> str:
 
 
 def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) -> int:
-    """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank."""
+    """Set up MindSpore's graph mode on `target`, connect to the other ranks, and return this process's rank.
+
+    Args:
+        ranks: number of ranks in the whole job.
+    """
     import mindspore as ms
     from mindspore import communication
 
@@ -100,9 +105,9 @@ def setup(target: str, *, ranks: int, compute: ComputeConfig = DEFAULT_COMPUTE) 
     if target == "CPU":
         # Run the kernels of a graph one after the other, and each rank on its own cores. MindSpore's threads spin while
         # they wait, so on shared cores they slow down the threads that compute (tests/benchmarks/bench_step.py).
-        cores = sorted(os.sched_getaffinity(0))
-        if 1 < ranks <= len(cores):
-            cores = cores[int(os.environ["RANK_ID"]) :: ranks]
+        cores, local_ranks = sorted(os.sched_getaffinity(0)), int(os.environ.get(LOCAL_RANKS, 1))
+        if 1 < local_ranks <= len(cores):
+            cores = cores[int(os.environ[LOCAL_RANK]) :: local_ranks]
             os.sched_setaffinity(0, cores)
         ms.set_context(inter_op_parallel_num=1, runtime_num_threads=len(cores))
     else:
@@ -121,10 +126,9 @@ def all_mean(number: int) -> Any:
     Args:
         number: position of the operator in its graph. All ranks must run their operators in the same order.
     """
-    import mindspore as ms
     from mindspore import ops
 
-    if ms.get_context("device_target") != "CPU":
+    if not _shares_memory():
         return collective_mean()
     mean = _shared_mean()
 
@@ -163,13 +167,20 @@ def float_status() -> tuple[Any, Any] | None:
 
 
 def waited_for_ranks() -> float | None:
-    """Return the seconds that this rank has waited for other ranks; None on Ascend, where the device waits.
+    """Return the seconds that this rank has waited for other ranks; None if MindSpore's all-reduce does the waiting.
 
     For a job of several ranks, after `setup`.
     """
-    import mindspore as ms
+    return _shared_mean().waited if _shares_memory() else None
 
-    return _shared_mean().waited if ms.get_context("device_target") == "CPU" else None
+
+def _shares_memory() -> bool:
+    """Return whether all ranks of this job are on CPUs of this server."""
+    import mindspore as ms
+    from mindspore import communication
+
+    on_cpus = ms.get_context("device_target") == "CPU"
+    return on_cpus and int(os.environ[LOCAL_RANKS]) == communication.get_group_size()
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -64,9 +64,12 @@ class _Tokens(nn.Cell):
 def write_mindir(source: Source, stem: Path, images: np.ndarray) -> tuple[Path, Compute]:
     """Write a MindIR file for batches of the shape of `images` into a folder, under a name that begins with `stem`."""
 
-    def describe(model: object) -> None:
+    def describe(model: Any) -> None:
         for key, value in source.metadata.items():
-            model.user_info[key] = value  # type: ignore[attr-defined]
+            if hasattr(model.user_info, "add"):  # a list of entries: MindSpore 2.7 with protobuf 4 or newer
+                model.user_info.add(key=key, value=value)
+            else:
+                model.user_info[key] = value
 
     ms.export(source.graph, Tensor(images), file_name=str(stem), file_format="MINDIR", custom_func=describe)
     (file,) = stem.parent.glob("*.mindir")  # for a large model <stem>_graph.mindir, its weights in <stem>_variables/

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
-import getpass
 import json
 import os
+import pwd
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Optional
@@ -53,7 +53,7 @@ def devices_held(devices: Sequence[int], owner: str) -> Iterator[list[int]]:
                 ) from None
             locks.append(lock)
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        holder = {"owner": owner, "pid": os.getpid(), "user": getpass.getuser(), "since": since}
+        holder = {"owner": owner, "pid": os.getpid(), "user": _user(), "since": since}
         for lock in locks:
             os.ftruncate(lock, 0)
             os.pwrite(lock, json.dumps(holder).encode(), 0)
@@ -89,6 +89,13 @@ def _open(device: int) -> int:
             lock = os.open(path, flags | os.O_CREAT | os.O_EXCL)
             os.fchmod(lock, 0o666)  # whatever this user's umask
             return lock
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # as in a container
+        return f"user {os.getuid()}"
 
 
 def _read(lock: int) -> str:

@@ -34,7 +34,7 @@ from datasets.base.processes import end_all, is_running, started
 from mae.launch.interpreter import check_interpreter, ranks_path
 from mae.launch.locks import devices_held
 
-LAUNCH_DIR = "MAE_LAUNCH_DIR"
+LAUNCH_DIR, LOCAL_RANK, LOCAL_RANKS = "MAE_LAUNCH_DIR", "MAE_LOCAL_RANK", "MAE_LOCAL_RANKS"
 GUARD = str(Path(__file__).with_name("guard.py"))
 SCHEDULER = str(Path(__file__).with_name("scheduler.py"))
 CLUSTER_SECONDS = 300  # on CPUs: limit between the first rank's communication.init() and the last one's
@@ -44,6 +44,9 @@ ERROR = "error.json"  # in the launch directory: the InputError of a rank
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 WATCH_SECONDS = 0.1
 TAIL_LINES = 20
+# What describes a rank's place in a job. The launcher's own values are not handed on.
+PLACE = ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ROLE", "MS_NODE_ID")
+PLACE += ("MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -70,9 +73,10 @@ def run_ranks(
     run_dir: Path,
     first: int = 0,
     total: Optional[int] = None,
+    connected: bool = True,
     scheduler: Optional[str] = None,
     devices: Sequence[int] = (),
-    rank_table: Optional[Path] = None,
+    rank_table: Optional[bytes] = None,
     connect_seconds: Optional[int] = None,
     python: Optional[str] = None,
     owner: Optional[str] = None,
@@ -97,10 +101,11 @@ def run_ranks(
         run_dir: contains launch/ while the ranks run. A second launch in the same run directory is an error.
         first: number of this server's first rank in the job.
         total: number of ranks in the whole job; none: `ranks`.
+        connected: False: the ranks do not communicate with each other.
         scheduler: host:port at which the ranks of a job on several servers with CPUs meet. The launcher of rank 0
             starts the scheduler there. None: a free port of this server.
         devices: the NPU of each rank; empty on CPUs. Each is locked until the last process of the tree has ended.
-        rank_table: Ascend only: the HCCL rank table. A job of one rank needs none.
+        rank_table: Ascend only: content of the HCCL rank table. A job of one rank needs none.
         connect_seconds: Ascend only: HCCL_CONNECT_TIMEOUT; none: that of this process's environment, or 1,800.
         python: the ranks' interpreter. Default: this process's interpreter.
         owner: shown to those who need the same NPU. Default: the run directory's name.
@@ -116,26 +121,27 @@ def run_ranks(
     interpreter = check_interpreter(python).path
     with _claimed(run_dir, first) as launch_dir, devices_held(devices, owner or run_dir.resolve().name) as locks:
         common = _environment(ranks=ranks, launch_dir=launch_dir)
-        if devices:
-            common |= _hccl(total, rank_table, connect_seconds)
-        elif total > 1:
+        on_cluster = connected and not devices and total > 1
+        if on_cluster:
             common |= _cluster(total, scheduler)
+        elif connected and devices:
+            common |= _hccl(total, rank_table, launch_dir, connect_seconds)
         processes = []
-        for local, rank in enumerate(range(first, first + ranks)):
-            own = {"RANK_ID": str(rank), "MAE_LOCAL_RANK": str(local), "MAE_LOCAL_RANKS": str(ranks)}
-            if devices:
-                own["DEVICE_ID"] = str(devices[local])
-            elif total > 1:
-                own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}
-            processes.append(
-                _Process(f"rank {rank}", [interpreter, *command], common | own, log_dir / f"rank_{rank}.log")
-            )
-        if not devices and total > 1 and first == 0:
+        if on_cluster and first == 0:  # started first, because all others connect to it
             own = {"MS_ROLE": "MS_SCHED", "MS_NODE_ID": "scheduler"}
             serve = [interpreter, SCHEDULER]
             processes.append(_Process("scheduler", serve, common | own, log_dir / "scheduler.log"))
+        for local, rank in enumerate(range(first, first + ranks)):
+            own = {"RANK_ID": str(rank), LOCAL_RANK: str(local), LOCAL_RANKS: str(ranks)}
+            if devices:
+                own["DEVICE_ID"] = str(devices[local])
+            if on_cluster:
+                own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}
+            log = log_dir / f"rank_{rank}.log"
+            processes.append(_Process(f"rank {rank}", [interpreter, *command], common | own, log))
         _set_logs_aside([process.log for process in processes])
-        _run(processes, launch_dir, locks, poll, poll_seconds, hang_seconds)
+        with _started(processes, launch_dir, locks) as ends:
+            _follow(processes, ends, launch_dir, poll, poll_seconds, hang_seconds)
 
 
 def run_child(
@@ -146,14 +152,14 @@ def run_child(
     owner: str,
     ranks: int = 1,
     devices: Sequence[int] = (),
-    rank_table: Optional[Path] = None,
     python: Optional[str] = None,
     report_line: Optional[Callable[[str], None]] = None,
 ) -> None:
-    """Run `python -m module arguments` as a child process, or as `ranks` of them, which do not communicate.
+    """Run `python -m module arguments` as a child process, or as `ranks` of them, and return when all have ended.
 
-    The module calls `rank_main`, so that an InputError in it is raised here. Everything that `run_ranks` promises
-    holds. Results travel through files that `arguments` name.
+    The processes do not communicate with each other; each has its number in RANK_ID. The module calls `rank_main`, so
+    that an InputError in it is raised here. Everything that `run_ranks` promises holds. Results travel through files
+    that `arguments` name.
 
     Args:
         log_dir: receives rank_<n>.log.
@@ -181,11 +187,10 @@ def run_child(
         run_ranks(
             ["-m", module, *arguments],
             ranks=ranks,
-            total=1,
             log_dir=log_dir,
             run_dir=Path(folder),
+            connected=False,
             devices=devices,
-            rank_table=rank_table,
             python=python,
             owner=owner,
             poll=None if report_line is None else poll,
@@ -268,14 +273,19 @@ def _environment(*, ranks: int, launch_dir: Path) -> dict[str, str]:
         "MS_RETRY_INTERVAL_UPPER": "1",
         "PYTHONUNBUFFERED": "1",  # so that the log of a killed rank has its last lines
     }
-    return {**defaults, **os.environ, "PYTHONPATH": ranks_path(), LAUNCH_DIR: str(launch_dir)}
+    inherited = {name: value for name, value in os.environ.items() if name not in PLACE}
+    return {**defaults, **inherited, "PYTHONPATH": ranks_path(), LAUNCH_DIR: str(launch_dir)}
 
 
-def _hccl(total: int, rank_table: Optional[Path], connect_seconds: Optional[int]) -> dict[str, str]:
+def _hccl(total: int, rank_table: Optional[bytes], launch_dir: Path, connect_seconds: Optional[int]) -> dict[str, str]:
     """Return what ranks on Ascend find each other by (MindSpore's documentation of RANK_TABLE_FILE)."""
     wanted = str(connect_seconds or os.environ.get("HCCL_CONNECT_TIMEOUT", CONNECT_SECONDS))
-    table = {"RANK_TABLE_FILE": str(rank_table.absolute())} if rank_table is not None else {}
-    return {**table, "RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": wanted}
+    variables = {"RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": wanted}
+    if rank_table is not None:
+        path = launch_dir / "rank_table.json"
+        path.write_bytes(rank_table)
+        variables["RANK_TABLE_FILE"] = str(path)
+    return variables
 
 
 def _cluster(total: int, scheduler: Optional[str]) -> dict[str, str]:
@@ -307,22 +317,18 @@ def _set_logs_aside(logs: list[Path]) -> None:
         log.rename(aside / log.name)
 
 
-def _run(
-    processes: list[_Process],
-    launch_dir: Path,
-    locks: Sequence[int],
-    poll: Optional[Callable[[], Hashable]],
-    poll_seconds: float,
-    hang_seconds: Optional[float],
-) -> None:
-    """Start the processes, follow them, and end those that are left."""
+@contextlib.contextmanager
+def _started(
+    processes: list[_Process], launch_dir: Path, locks: Sequence[int]
+) -> Iterator[queue.SimpleQueue[tuple[_Process, int]]]:
+    """Start processes and end those that are left. Yields the queue of their ends and exit codes, in order."""
     ends: queue.SimpleQueue[tuple[_Process, int]] = queue.SimpleQueue()
     waiting: list[threading.Thread] = []
     grace = GRACE_SECONDS
     try:
         for process in processes:
             waiting.append(_start(process, ends, locks))
-        _follow(processes, ends, launch_dir, poll, poll_seconds, hang_seconds)
+        yield ends
         grace = 0.0  # only the scheduler is left
     finally:
         end_all(LAUNCH_DIR, str(launch_dir), grace=grace)
@@ -359,7 +365,8 @@ def _follow(
     hang_seconds: Optional[float],
 ) -> None:
     """Return when all ranks have exited with code 0. Raise for the first one that has not, or without progress."""
-    running = {process.name for process in processes} - {"scheduler"}
+    ranks = [process for process in processes if process.name != "scheduler"]
+    running = {rank.name for rank in ranks}
     token: Hashable = None
     progressed = polled = time.monotonic()
     while running:
@@ -375,7 +382,7 @@ def _follow(
             if token != previous:
                 progressed = now
         if poll and hang_seconds is not None and now - progressed > hang_seconds:
-            raise RanksFailed(_with_log("the ranks", f"made no progress for {hang_seconds:g} s", processes[0].log))
+            raise RanksFailed(_with_log("the ranks", f"made no progress for {hang_seconds:g} s", ranks[0].log))
     if poll:
         poll()  # for the last lines that the ranks wrote
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 import math
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import XavierUniform, initializer
 
 from mae.config.sections import ModelConfig
+
+# MindSpore 2.0 mistakes the type of `math` in a graph, so these are computed here. They are rounded to float32 at every
+# step, as a graph rounds them.
+ROOT_HALF = math.sqrt(0.5)
+DENSITY = 1 / math.sqrt(2 * math.pi)
+SLOPE = float(2 * np.sqrt(np.float32(2 / math.pi)))
+# An NPU computes sigmoid(u) as 1 / (1 + exp(-u)) (CANN's impl/dynamic/sigmoid.py), and exp(88.8) overflows float32.
+LOWEST = -88.0
 
 
 class Linear(nn.Cell):
@@ -159,16 +168,19 @@ class Mlp(nn.Cell):
 class Gelu(nn.Cell):
     """x * phi(x) and phi(x), where phi is the normal distribution function (Hendrycks & Gimpel 2016).
 
-    phi is returned for the gradient, because its erf is the slowest kernel of a step on the CPU.
+    phi is returned for the gradient, because its erf is the slowest kernel of a step on the CPU. Both are of x's type,
+    and computed in float32, because the square of 256 overflows float16.
     """
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        phi = 0.5 + 0.5 * ops.erf(x * math.sqrt(0.5))
-        return x * phi, phi
+        wide = x.astype(ms.float32)
+        phi = 0.5 + 0.5 * ops.erf(wide * ROOT_HALF)
+        return (wide * phi).astype(x.dtype), phi.astype(x.dtype)
 
     def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        density = ops.exp(ops.square(x) * -0.5) * (1 / math.sqrt(2 * math.pi))
-        return (dout[0] * (out[1] + x * density),)
+        wide, phi = x.astype(ms.float32), out[1].astype(ms.float32)
+        density = ops.exp(ops.square(wide) * -0.5) * DENSITY
+        return (dout[0] * (phi + wide * density).astype(x.dtype),)
 
 
 class TanhGelu(nn.Cell):
@@ -178,14 +190,14 @@ class TanhGelu(nn.Cell):
     """
 
     def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = 2 * math.sqrt(2 / math.pi)
-        phi = ops.sigmoid(x * (slope + (slope * 0.044715) * ops.square(x)))
-        return x * phi, phi
+        wide = x.astype(ms.float32)
+        phi = ops.sigmoid(ops.maximum(wide * (SLOPE + (SLOPE * 0.044715) * ops.square(wide)), LOWEST))
+        return (wide * phi).astype(x.dtype), phi.astype(x.dtype)
 
     def bprop(self, x: Tensor, out: tuple[Tensor, Tensor], dout: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        slope, phi = 2 * math.sqrt(2 / math.pi), out[1]
-        d_phi = (phi - ops.square(phi)) * (slope + (3 * slope * 0.044715) * ops.square(x))
-        return (dout[0] * (phi + x * d_phi),)
+        wide, phi = x.astype(ms.float32), out[1].astype(ms.float32)
+        d_phi = (phi - ops.square(phi)) * (SLOPE + (3 * SLOPE * 0.044715) * ops.square(wide))
+        return (dout[0] * (phi + wide * d_phi).astype(x.dtype),)
 
 
 class Block(nn.Cell):

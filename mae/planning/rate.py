@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from mae.cluster import job_table
 from mae.config.load import dump_config
 from mae.config.sections import Config
 from mae.launch.ranks import run_ranks
@@ -48,8 +49,18 @@ def measure(config: Config, classes: int) -> Rate:
         folder = Path(name)
         (folder / "config.yaml").write_text(dump_config(config))
         command = ["-m", "mae.planning.rank", name, str(classes), str(SECONDS)]
-        ranks = config.device.ranks
-        run_ranks(command, ranks=ranks, log_dir=folder / "logs", run_dir=folder, python=config.device.python)
+        device = config.device
+        table = job_table(device, None, folder)
+        run_ranks(
+            command,
+            ranks=device.ranks,
+            log_dir=folder / "logs",
+            run_dir=folder,
+            devices=table.devices,
+            rank_table=table.content,
+            python=device.python,
+            owner="mae plan",
+        )
         return Rate(**json.loads((folder / "rate.json").read_text()))
 
 

@@ -131,7 +131,11 @@ def _view(image: Image.Image, config: ModelConfig) -> np.ndarray:
 def _compiled(graph: nn.Cell) -> Callable[..., Any]:
     """Compile a graph for inference. MindSpore's default mode, PyNative, would be ten times slower."""
     graph.set_train(False)
-    return ms.jit(graph)
+
+    def run(*inputs: Tensor) -> Any:  # before 2.7, MindSpore compiles functions only
+        return graph(*inputs)
+
+    return ms.jit(run)
 
 
 def _check_type(model: Encoder, kind: type, expected: str, where: object) -> None:

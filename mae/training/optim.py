@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 EPS = 1e-8
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 def layer_id(name: str, depth: int) -> int:
@@ -180,19 +181,35 @@ class LossScale(nn.Cell):
         self.halted = Parameter(Tensor(0.0, ms.float32), name="halted_updates", requires_grad=False)
         self.state = [self.scale, self.good, self.overflows] if dynamic else []
 
-    def construct(self, loss: Tensor, norm: Tensor, saturated: Tensor) -> Tensor:
-        """Unscaled loss (), gradient norm (), and () that is not 0 if the device saturated -> `applied` () float32."""
-        fits = ops.isfinite(norm).astype(ms.float32) * ops.isfinite(loss).astype(ms.float32)
-        fits = fits * (saturated == 0).astype(ms.float32)
-        too_large = ops.isfinite(loss).astype(ms.float32) * (1 - fits) * (self.scale > 1).astype(ms.float32)
+    def construct(self, loss: Tensor, norm: Tensor, saturated: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decide about one update. All tensors are () float32.
+
+        Args:
+            loss: without the scale.
+            norm: of the gradients, without the scale.
+            saturated: not 0 if the device saturated.
+
+        Returns:
+            `applied`, and the new values of `scale`, `overflows` and `halted`. Read them here: MindSpore 2.0 gives the
+            old value of a parameter that is read after its assignment.
+        """
+        finite_loss = _finite(loss)
+        fits = _finite(norm) * finite_loss * (saturated == 0).astype(ms.float32)
+        too_large = finite_loss * (1 - fits) * (self.scale > 1).astype(ms.float32)
         halted = self.halted + ops.maximum(1 - fits - too_large, ops.minimum(self.halted, 1.0))
         running = (halted == 0).astype(ms.float32)
         applied, overflow = fits * running, too_large * running
+        scale, overflows = self.scale + 0.0, self.overflows + overflow
         if self.dynamic:
             good = (self.good + applied) * (1 - overflow)
             grow = (good >= self.INTERVAL).astype(ms.float32)
             scale = ops.minimum(self.scale * (1 + grow) * (1 - 0.5 * overflow), self.LARGEST)
             applied = ops.depend(applied, ops.assign(self.good, good * (1 - grow)))
             applied = ops.depend(applied, ops.assign(self.scale, scale))
-            applied = ops.depend(applied, ops.assign_add(self.overflows, overflow))
-        return ops.depend(applied, ops.assign(self.halted, halted))
+            applied = ops.depend(applied, ops.assign(self.overflows, overflows))
+        return ops.depend(applied, ops.assign(self.halted, halted)), scale, overflows, halted
+
+
+def _finite(number: Tensor) -> Tensor:
+    """Return 1.0 for a finite number, else 0.0. A 910A has no kernel for IsFinite."""
+    return (ops.abs(number) <= LARGEST_FLOAT).astype(ms.float32)

@@ -66,7 +66,7 @@ class Combine(nn.Cell):
         for bucket, span in zip(self.buckets, self.spans):
             own = gradients[span[0] : span[1]]
             if span[0] == 0:  # the bucket that is computed last
-                own = (values, *own)
+                own = (values,) + own
             own, square = bucket(own)
             averaged, squares = averaged + own, squares + square
         return averaged[0], averaged[1:], ops.sqrt(squares)
@@ -220,15 +220,16 @@ class Update(nn.Cell):
         if self.dynamic_scale:
             factor = 1 / self.loss_scale.scale
             loss, norm = loss * factor, norm * factor
-        applied = self.loss_scale(loss, norm, saturated)
+        applied, scale, overflows, halted = self.loss_scale(loss, norm, saturated)
         if self.clip_grad is not None:
             factor = factor * ops.minimum(self.clip_grad / (norm + 1e-6), 1.0)
         if self.dynamic_scale or self.clip_grad is not None:
             gradients = self.map(ops.partial(_scaled, factor), gradients)
-        gradients = self.map(ops.partial(_or_zero, applied), gradients)
-        state = self.loss_scale
-        counts = [state.scale.value(), state.overflows.value(), state.halted.value()]
-        report = ops.stack([loss, norm, *counts, saturated])
+        if self.gradients.saturates:  # all gradients are finite, and a 910A broadcasts no booleans on its AI cores
+            gradients = self.map(ops.partial(_scaled, applied), gradients)
+        else:
+            gradients = self.map(ops.partial(_or_zero, applied), gradients)
+        report = ops.stack([loss, norm, scale, overflows, halted, saturated])
         done = ops.depend(report, self.optimizer(gradients, lr, applied))
         if self.accum_iter > 1:
             done = ops.depend(done, ops.assign(self.loss_sum, ops.zeros_like(values)))

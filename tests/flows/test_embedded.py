@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mae.launch.process_tree import with_variable
+
+from datasets.base.processes import with_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # for what takes 20 s on two idle cores

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from mae.launch.process_tree import with_variable
 
 from datasets.base.errors import InputError
+from datasets.base.processes import with_variable
 from flows import processes
 from flows.processes import Service, own_environment, start
 

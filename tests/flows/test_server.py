@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import httpx
 import pytest
-from mae.launch.process_tree import members, with_variable
 
+from datasets.base.processes import with_variable
 from flows.server import server_home
+from mae.launch.ranks import LAUNCH_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFECT = str(Path(sys.executable).with_name("prefect"))
@@ -131,7 +132,7 @@ def test_killed_ranks_then_retry(up: Installation, tiny_job: Path, tiny_root: Pa
     log = server_home(up.workspace) / "worker.log"
     metrics = wait_for(lambda: list((up.workspace / "runs").glob("tiny-*/metrics.jsonl")), log=log)[0]
     wait_for(lambda: metrics.read_text().count("\n") > 2, log=log)
-    for pid in members(metrics.parent / "launch"):
+    for pid in with_variable(LAUNCH_DIR, str(metrics.parent / "launch")):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: up.run(run_id)["state_name"] == "Failed", log=log)
     assert "killed" in up.run(run_id)["state"]["message"]
@@ -158,11 +159,12 @@ def test_killed_run_leaves_no_ranks(up: Installation, tiny_job: Path, tiny_root:
     """Only the flow's hook, in a process of the worker, is left to clear the launch directory."""
     run_id = up.pretrain(tiny_job, tiny_root, "name=endless", "pretrain.epochs=100000")
     log = server_home(up.workspace) / "worker.log"
-    rank = wait_for(lambda: list((up.workspace / "runs").glob("endless-*/launch/rank_0.json")), log=log)[0]
-    os.kill(json.loads((rank.parent / "launcher.json").read_text())["pid"], signal.SIGKILL)
+    launcher = wait_for(lambda: list((up.workspace / "runs").glob("endless-*/launch/launcher.json")), log=log)[0]
+    wait_for(lambda: with_variable(LAUNCH_DIR, str(launcher.parent)), log=log)
+    os.kill(json.loads(launcher.read_text())["pid"], signal.SIGKILL)
     wait_for(lambda: up.run(run_id)["state_name"] == "Crashed", log=log)
-    wait_for(lambda: not rank.parent.exists(), log=log)
-    assert members(rank.parent) == set()
+    wait_for(lambda: not launcher.parent.exists(), log=log)
+    assert with_variable(LAUNCH_DIR, str(launcher.parent)) == set()
 
 
 def test_the_real_job_fails_at_once_without_npus(up: Installation) -> None:

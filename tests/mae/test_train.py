@@ -6,11 +6,11 @@ import subprocess
 
 import numpy as np
 import pytest
-from mae.launch.process_tree import started
 
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
+from datasets.base.processes import started
 from mae.evaluation.evaluate import evaluate
 from mae.runs.model_file import load_weights, model_file
 from mae.runs.run import Run

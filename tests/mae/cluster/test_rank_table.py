@@ -454,8 +454,7 @@ def test_glob_that_takes_the_previous_output(tmp_path: Path) -> None:
     before = merge(sorted(tmp_path.glob("hccl*.json")), out)
     with pytest.raises(InputError) as caught:
         merge(sorted(tmp_path.glob("hccl*.json")), out)
-    assert str(caught.value).startswith(str(out))
-    for words in ("a merged table of 2 servers", "10.0.0.1, 10.0.0.2", "hccl*.json", "leave it out"):
+    for words in (f"10.0.0.1 in {out} and ", f"10.0.0.2 in {out} and ", "hccl*.json", "leave out the output"):
         assert words in str(caught.value)
     assert check(out).digest == before.digest
 

@@ -152,7 +152,8 @@ def metadata_of(path):
     if path.suffix == ".mindir":
         model = ModelProto()
         model.ParseFromString(path.read_bytes())
-        return dict(model.user_info)
+        info = model.user_info
+        return {entry.key: entry.value for entry in info} if hasattr(info, "add") else dict(info)
     return {p.key: p.value for p in pytest.importorskip("onnx").load(path).metadata_props}
 
 

@@ -11,21 +11,26 @@ import time
 from pathlib import Path
 
 import pytest
-from mae.launch.process_tree import LAUNCH_DIR, members
 
 from datasets.base.errors import InputError
 from datasets.base.files import write_json
+from datasets.base.processes import is_running, started, with_variable
 from mae.device import context
 from mae.launch import ranks as launch
-from mae.launch.ranks import RanksFailed, msrun_command, rank_main, reap, run_ranks
+from mae.launch.ranks import LAUNCH_DIR, RanksFailed, rank_main, reap, run_child, run_ranks
 
 ROOT = Path(__file__).parents[3]
 CORES = len(os.sched_getaffinity(0))
+STAGES = str(Path(__file__).with_name("stages.py"))
+GUARD, SCHEDULER = launch.GUARD, launch.SCHEDULER
 
 SLEEP = "import time; time.sleep(100)"
+VARIABLES = {"DEVICE_ID", "HCCL_CONNECT_TIMEOUT", "RANK_ID", "RANK_SIZE", "RANK_TABLE_FILE"}
+VARIABLES |= {"MAE_LOCAL_RANK", "MAE_LOCAL_RANKS"}
+VARIABLES |= {"MS_NODE_ID", "MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM"}
 AS_RANK = """
 import os, signal, sys, time
-rank = "sched" if os.environ.get("MS_ROLE") == "MS_SCHED" else os.environ["RANK_ID"]
+rank = os.environ["RANK_ID"]
 """
 ALL_REDUCE = """
 import time
@@ -39,29 +44,27 @@ time.sleep(100)
 """
 
 
-@pytest.fixture(scope="session")
-def light_python(tmp_path_factory):
-    """An interpreter with an msrun in its folder that does not import MindSpore."""
-    folder = tmp_path_factory.mktemp("bin")
-    script = Path(__file__).with_name("light_msrun.py").read_text()
-    for name, text in {"python": f'#!/bin/sh\nexec {sys.executable} "$@"\n', "msrun": script}.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    return str(folder / "python")
+@pytest.fixture(autouse=True)
+def light_scheduler(monkeypatch):
+    """Tests with light ranks need no MindSpore in the scheduler either."""
+    monkeypatch.setattr(launch, "SCHEDULER", STAGES)
 
 
 @pytest.fixture
-def run(tmp_path, light_python):
+def run(tmp_path):
     """Call run_ranks on Python source. Afterwards check that no process and no file of the launch is left."""
 
     def call(source, *arguments, ranks=1, **options):
         options = {"log_dir": tmp_path / "logs", "run_dir": tmp_path, "poll_seconds": 0.1, **options}
-        options.setdefault("python", light_python)
         run_ranks(["-c", source, *arguments], ranks=ranks, **options)
 
     yield call
-    assert members(tmp_path / "launch") == set()
+    assert members(tmp_path) == set()
     assert not (tmp_path / "launch").exists()
+
+
+def members(run_dir):
+    return with_variable(LAUNCH_DIR, str(run_dir / "launch"))
 
 
 def wait_until(condition, seconds=30.0):
@@ -81,8 +84,8 @@ def process_file(pid, name):
 
 
 def rank_pids(run_dir, needle):
-    """Return the pids of a launch that run `needle` themselves, without guards and msrun."""
-    return [pid for pid in members(run_dir / "launch") if process_file(pid, "cmdline")[1:3] == ["-c", needle]]
+    """Return the pids of a launch's ranks that run `needle`."""
+    return [pid for pid in members(run_dir) if process_file(pid, "cmdline")[1:3] == ["-c", needle]]
 
 
 def test_one_rank_writes_to_its_log_only(run, tmp_path, capfd):
@@ -94,12 +97,12 @@ def test_one_rank_writes_to_its_log_only(run, tmp_path, capfd):
 
 def test_each_of_two_ranks_and_the_scheduler_have_a_log(run, tmp_path):
     run(AS_RANK + "print('rank', rank)", ranks=2)
-    for name, rank in {"rank_0": "0", "rank_1": "1", "scheduler": "sched"}.items():
-        assert (tmp_path / f"logs/{name}.log").read_text() == f"rank {rank}\n"
-    assert len(list((tmp_path / "logs").iterdir())) == 4  # and msrun.log
+    logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert logs == {"rank_0.log": "rank 0\n", "rank_1.log": "rank 1\n", "scheduler.log": "serving\n"}
 
 
-def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tmp_path):
+def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "SCHEDULER", SCHEDULER)
     log = tmp_path / "logs/rank_1.log"
     killed_at = []
 
@@ -111,9 +114,9 @@ def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tm
             killed_at.append(time.monotonic())
 
     with pytest.raises(RanksFailed, match=r"rank 1 was killed by SIGKILL \(out of memory\? see dmesg\)") as caught:
-        run(ALL_REDUCE, ranks=2, poll=poll, python=sys.executable)
-    assert time.monotonic() - killed_at[0] < 5  # msrun alone: 35 s
-    assert (caught.value.rank, caught.value.returncode, caught.value.log_path) == (1, -signal.SIGKILL, log)
+        run(ALL_REDUCE, ranks=2, poll=poll)
+    assert time.monotonic() - killed_at[0] < 5
+    assert f"its log is {log}, and ends:" in str(caught.value)
     assert "sum [3.]" in str(caught.value)
     assert "sum [3.]" in (tmp_path / "logs/rank_0.log").read_text()
 
@@ -134,25 +137,10 @@ def test_sigkill_of_one_of_two_ranks_in_a_collective_job_ends_it_at_once(run, tm
         ),
         pytest.param(
             2,
-            # msrun checks the ranks once a second in their order, and would report rank 0
-            AS_RANK + "print('a reason')\ntime.sleep({'0': 0.2, '1': 0}.get(rank, 100))\nsys.exit(4)",
+            AS_RANK + "print('a reason')\ntime.sleep(0.2 * (rank == '0'))\nsys.exit(4)",
             "rank 1",
             "exited with code 4",
             id="the other rank fails a moment later",
-        ),
-        pytest.param(
-            2,
-            AS_RANK + "print('a reason')\nif rank == 'sched': os.kill(os.getpid(), 9)\ntime.sleep(100)",
-            "scheduler",
-            "killed by SIGKILL",
-            id="scheduler",
-        ),
-        pytest.param(
-            2,
-            AS_RANK + "print('a reason')\nif rank == '1': os.kill(os.getppid(), 9)\ntime.sleep(100)",
-            "rank 1",
-            "was killed together with its guard",
-            id="guard",
         ),
     ],
 )
@@ -161,61 +149,116 @@ def test_first_failure_is_named(run, ranks, source, process, message):
     with pytest.raises(RanksFailed, match=message) as caught:
         run(source, ranks=ranks)
     assert time.monotonic() - start < 15
-    assert caught.value.process == process
+    assert str(caught.value).startswith(process)
     assert str(caught.value).endswith("ends:\na reason")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_sigkill_of_msrun_is_named(run, tmp_path):
-    def poll():
-        for pid in members(tmp_path / "launch"):
-            program = process_file(pid, "cmdline")[1:2]
-            if rank_pids(tmp_path, SLEEP) and any("msrun" in part for part in program):
-                os.kill(pid, signal.SIGKILL)
-
-    with pytest.raises(RanksFailed, match="msrun was killed by SIGKILL"):
-        run(SLEEP, ranks=2, poll=poll)
-
-
-def test_a_guard_that_ends_while_its_record_is_read_has_not_vanished(tmp_path, monkeypatch):
-    record = tmp_path / "rank_0.json"
-    write_json(record, {"guard": 1, "guard_started": "1"})
-
-    def started(_pid):
-        write_json(record, {"returncode": 0, "ended": 1.0})
-
-    monkeypatch.setattr(launch, "started", started)
-    assert launch._ends(tmp_path) == {"rank_0": 0}
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_input_error_of_a_rank_is_the_launchers(run, ranks):
-    source = f"""
+START = """
 import sys
-sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from mae.launch import ranks
+folder, ranks.GUARD, ranks.SCHEDULER = Path(sys.argv[1]), sys.argv[2], sys.argv[2]
+ranks.run_ranks([sys.argv[2], "rank"], ranks=2, log_dir=folder / "logs", run_dir=folder)
+"""
+
+
+@pytest.mark.parametrize("victim", ["launcher", "rank 0", "rank 1", "scheduler"])
+@pytest.mark.parametrize("stage", ["guard", "exec", "running"])
+def test_killing_any_process_at_any_stage_leaves_none(tmp_path, stage, victim):
+    environment = {**os.environ, "STAGE": stage, "GUARD": GUARD}
+    command = [sys.executable, "-c", START, str(tmp_path), STAGES]
+    launcher = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    for name in ("rank 0", "rank 1", "scheduler"):
+        wait_until((tmp_path / "launch" / f"{name} at {stage}").exists)
+    pids = {name_of(pid): pid for pid in members(tmp_path)} | {"launcher": launcher.pid}
+    os.kill(pids[victim], signal.SIGKILL)
+    killed_at = time.monotonic()
+    error = launcher.communicate(timeout=20)[1]
+    wait_until(lambda: not members(tmp_path), seconds=3)
+    assert time.monotonic() - killed_at < 10
+    if victim == "launcher":
+        assert launcher.returncode == -signal.SIGKILL
+    else:
+        assert f"RanksFailed: {victim} was killed by SIGKILL" in error
+        assert not (tmp_path / "launch").exists()
+
+
+AT_STAGE = """
+import os, sys, time
+from pathlib import Path
+folder, stage = Path(os.environ["MAE_LAUNCH_DIR"]), sys.argv[1]
+def reached(name):
+    Path(folder, "rank " + os.environ["RANK_ID"] + " at " + name).touch()
+reached("import")
+from mindspore import communication, ops, set_device
+set_device("CPU")
+if stage == "init" and os.environ["RANK_ID"] == "1":
+    time.sleep(100)
+reached("init")
+communication.init()
+reached("joined")
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "victim"),
+    [("import", "rank 0"), ("init", "rank 0"), ("init", "scheduler"), ("joined", "scheduler"), ("joined", "rank 1")],
+)
+def test_killing_a_real_process_at_a_stage_of_its_start(run, tmp_path, monkeypatch, stage, victim):
+    """Ranks and scheduler import MindSpore. At "init" rank 0 and the scheduler wait for rank 1."""
+    monkeypatch.setattr(launch, "SCHEDULER", SCHEDULER)
+    killed_at = []
+
+    def poll():
+        there = [rank for rank in range(2) if (tmp_path / "launch" / f"rank {rank} at {stage}").exists()]
+        if not killed_at and there == ([0] if stage == "init" else [0, 1]):
+            time.sleep(1)
+            pids = {name_of(pid): pid for pid in members(tmp_path)}
+            os.kill(pids[victim], signal.SIGKILL)
+            killed_at.append(time.monotonic())
+
+    with pytest.raises(RanksFailed, match=f"^{victim} was killed by SIGKILL"):
+        run(AT_STAGE, stage, ranks=2, poll=poll)
+    assert time.monotonic() - killed_at[0] < 10
+
+
+def name_of(pid):
+    variables = process_file(pid, "environ")
+    if "MS_ROLE=MS_SCHED" in variables:
+        return "scheduler"
+    return next("rank " + text[8:] for text in variables if text.startswith("RANK_ID="))
+
+
+INPUT_ERROR = """
 from datasets.base.errors import InputError
 from mae.launch.ranks import rank_main
 def body():
     raise InputError("a.yaml", expected="a number", found="'x'", todo="correct it")
 rank_main(body)
 """
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_input_error_of_a_rank_is_the_launchers(run, ranks):
     with pytest.raises(InputError) as caught:
-        run(source, ranks=ranks)
+        run(INPUT_ERROR, ranks=ranks)
     assert str(caught.value) == "a.yaml: expected a number, found 'x'; correct it"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_rank_main_ends_an_exception_at_once_with_its_traceback(run):
-    source = f"""
-import atexit, sys, time
-sys.path.insert(0, {str(ROOT)!r})
+    source = """
+import atexit, time
 from mae.launch.ranks import rank_main
 atexit.register(time.sleep, 100)  # as MindSpore's own exit handler does
 rank_main(lambda: 1 / 0)
 """
     with pytest.raises(RanksFailed, match="rank 0 exited with code 1") as caught:
         run(source)
-    assert caught.value.tail.endswith("ZeroDivisionError: division by zero")
+    assert str(caught.value).endswith("ZeroDivisionError: division by zero")
 
 
 def test_rank_main_returns_when_the_body_does():
@@ -267,23 +310,22 @@ def test_hang_is_an_error(run, tmp_path):
     with pytest.raises(RanksFailed, match=re.escape("the ranks made no progress for 1 s")) as caught:
         run(source, poll=lambda: log.stat().st_size, hang_seconds=1.0)
     assert 2 < time.monotonic() - start < 8  # five steps were progress
-    assert caught.value.rank is None
-    assert caught.value.tail.endswith("4")
+    assert str(caught.value).endswith("\n4")
 
 
 LAUNCHER = """
 import sys
 from pathlib import Path
-from mae.launch.ranks import run_ranks
-run_dir = Path(sys.argv[1])
-run_ranks(["-c", sys.argv[3]], ranks=int(sys.argv[2]), log_dir=run_dir / "logs", run_dir=run_dir, python=sys.argv[4])
+from mae.launch import ranks
+folder, ranks.SCHEDULER = Path(sys.argv[1]), sys.argv[4]
+ranks.run_ranks(["-c", sys.argv[3]], ranks=int(sys.argv[2]), log_dir=folder / "logs", run_dir=folder)
 """
 
 
-def start_launcher(run_dir, ranks, python):
-    command = [sys.executable, "-c", LAUNCHER, run_dir, str(ranks), SLEEP, python]
+def start_launcher(run_dir, ranks):
+    command = [sys.executable, "-c", LAUNCHER, run_dir, str(ranks), SLEEP, STAGES]
     launcher = subprocess.Popen(command, cwd=ROOT, preexec_fn=_as_from_a_terminal)
-    wait_until(lambda: len(rank_pids(run_dir, SLEEP)) >= (ranks if ranks == 1 else ranks + 1))
+    wait_until(lambda: len(rank_pids(run_dir, SLEEP)) == ranks)
     return launcher
 
 
@@ -294,16 +336,16 @@ def _as_from_a_terminal():
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_killed_launcher_leaves_nothing(tmp_path, run, light_python, ranks, number):
-    launcher = start_launcher(tmp_path, ranks, light_python)
+def test_a_killed_launcher_leaves_nothing(tmp_path, run, ranks, number):
+    launcher = start_launcher(tmp_path, ranks)
     launcher.send_signal(number)
     assert launcher.wait(20) == -number
-    wait_until(lambda: not members(tmp_path / "launch"), seconds=2)
+    wait_until(lambda: not members(tmp_path), seconds=2)
     run("print('again')")  # the dead launcher no longer owns the run directory
 
 
-def test_two_launches_in_one_run_directory_are_an_error(tmp_path, run, light_python):
-    launcher = start_launcher(tmp_path, 1, light_python)
+def test_two_launches_in_one_run_directory_are_an_error(tmp_path, run):
+    launcher = start_launcher(tmp_path, 1)
     with pytest.raises(InputError, match=f"found one by process {launcher.pid}"):
         run(SLEEP)
     assert rank_pids(tmp_path, SLEEP)  # the first continues
@@ -372,17 +414,73 @@ def test_environment_of_the_ranks(monkeypatch, tmp_path, ranks, own, name, value
         monkeypatch.delenv(variable, raising=False)
     for variable, text in own.items():
         monkeypatch.setenv(variable, text)
-    assert launch._environment(ranks=ranks, launch_dir=tmp_path, interpreter=sys.executable)[name] == value
+    assert launch._environment(ranks=ranks, launch_dir=tmp_path)[name] == value
 
 
-def test_this_processs_environment_reaches_a_rank(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "600")
-    run("import os; print(os.environ['HCCL_CONNECT_TIMEOUT'])")
-    assert (tmp_path / "logs/rank_0.log").read_text() == "600\n"
+PRINT = f"import os; print(*[f'{{n}}={{v}}' for n, v in sorted(os.environ.items()) if n in {sorted(VARIABLES)}])"
 
 
-def test_device_reads_the_variable_that_the_launcher_sets():
-    assert context.LAUNCH_DIR == LAUNCH_DIR
+@pytest.mark.parametrize(
+    ("own", "connect_seconds", "timeout"),
+    [
+        pytest.param({}, None, 1800, id="default"),
+        pytest.param({"HCCL_CONNECT_TIMEOUT": "600"}, None, 600, id="this process has it"),
+        pytest.param({"HCCL_CONNECT_TIMEOUT": "600"}, 300, 300, id="configured"),
+    ],
+)
+def test_a_rank_on_ascend_reads_the_table(run, tmp_path, monkeypatch, locks, own, connect_seconds, timeout):
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    table = "print(open(os.environ['RANK_TABLE_FILE']).read())"
+    run(
+        f"{PRINT}; {table}",
+        ranks=2,
+        first=2,
+        total=4,
+        devices=[6, 7],
+        rank_table=b"the table",
+        connect_seconds=connect_seconds,
+    )
+    for rank, device in {2: 6, 3: 7}.items():
+        assert (tmp_path / f"logs/rank_{rank}.log").read_text().splitlines() == [
+            f"DEVICE_ID={device} HCCL_CONNECT_TIMEOUT={timeout} MAE_LOCAL_RANK={rank - 2} MAE_LOCAL_RANKS=2 "
+            f"RANK_ID={rank} RANK_SIZE=4 RANK_TABLE_FILE={tmp_path}/launch-2/rank_table.json",
+            "the table",
+        ]
+    assert len(list((tmp_path / "logs").iterdir())) == 2, "no scheduler"
+    assert not list(tmp_path.glob("launch*"))
+
+
+@pytest.mark.parametrize(("first", "logs"), [(0, ["rank_0", "scheduler"]), (1, ["rank_1"])])
+def test_servers_share_a_job_on_cpus(run, tmp_path, monkeypatch, first, logs):
+    monkeypatch.setenv("RANK_TABLE_FILE", "/of/another/job.json")
+    run(PRINT, ranks=1, first=first, total=2, scheduler="10.0.0.1:8118")
+    assert sorted(path.stem for path in (tmp_path / "logs").iterdir()) == logs
+    assert (tmp_path / f"logs/rank_{first}.log").read_text() == (
+        f"MAE_LOCAL_RANK=0 MAE_LOCAL_RANKS=1 MS_NODE_ID={first} MS_ROLE=MS_WORKER MS_SCHED_HOST=10.0.0.1 "
+        f"MS_SCHED_PORT=8118 MS_WORKER_NUM=2 RANK_ID={first}\n"
+    )
+
+
+def test_ranks_run_from_any_directory(run, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere/datasets").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    run("import mae.config, datasets.base, os; print(mae.__file__, os.getcwd())")
+    assert (tmp_path / "logs/rank_0.log").read_text().split() == [f"{ROOT}/mae/__init__.py", str(Path.cwd())]
+
+
+def test_device_reads_the_variables_that_the_launcher_sets():
+    for name in ("LAUNCH_DIR", "LOCAL_RANK", "LOCAL_RANKS"):
+        assert getattr(context, name) == getattr(launch, name)
+
+
+def test_start_times_that_differ_by_a_few_ticks_are_one_process():
+    """A process under user-mode emulation reads another start time for itself than other processes do."""
+    now = int(started(os.getpid()))
+    assert is_running(os.getpid(), str(now - 5))
+    assert is_running(os.getpid(), str(now + 5))
+    assert not is_running(os.getpid(), str(now - 500))
 
 
 def test_a_second_launch_keeps_the_first_ones_logs(run, tmp_path):
@@ -392,42 +490,46 @@ def test_a_second_launch_keeps_the_first_ones_logs(run, tmp_path):
     assert logs == {"rank_0.log": "third\n", "attempt-1/rank_0.log": "first\n", "attempt-2/rank_0.log": "second\n"}
 
 
-def msrun_beside(tmp_path):
-    python = tmp_path / "bin/python3.9"
-    python.parent.mkdir()
-    for path in (python, python.with_name("msrun")):
-        path.touch(mode=0o755)
-    return str(python)
-
-
-@pytest.mark.parametrize(
-    "rank_table", [None, Path("/table/hccl_8p.json")], ids=["without rank table", "with rank table"]
-)
-def test_msrun_command(tmp_path, rank_table):
-    python = msrun_beside(tmp_path)
-    command = msrun_command(
-        ["-m", "mae.training.engine", "runs/a"],
-        ranks=8,
-        port=8118,
-        log_dir=Path("/logs"),
-        python=python,
-        rank_table=rank_table,
-    )
-    table = f"--rank_table_file {rank_table} " if rank_table else ""
-    assert " ".join(command) == (
-        f"{python} {tmp_path}/bin/msrun --worker_num 8 --local_worker_num 8 --master_addr 127.0.0.1 --master_port 8118 "
-        f"--join True --cluster_time_out 300 --log_dir /logs --worker_log_name rank --tail_worker_log 8 {table}"
-        f"{ROOT}/mae/launch/process_tree.py supervise {python} -m mae.training.engine runs/a"
-    )
-
-
-def test_an_interpreter_without_msrun_is_an_input_error(tmp_path, run):
-    python = msrun_beside(tmp_path)
-    Path(python).with_name("msrun").unlink()
-    with pytest.raises(InputError, match=f"msrun: expected msrun .*; install mindspore for {python}"):
-        run(SLEEP, ranks=2, python=python)
-
-
 def test_an_interpreter_that_is_not_there_is_an_input_error(run):
     with pytest.raises(InputError, match=r"device\.python: expected a Python interpreter, found '/no/python'"):
         run(SLEEP, python="/no/python")
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """Call run_child on Python source."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def call(source, *arguments, **options):
+        (tmp_path / "made_child.py").write_text(source)
+        run_child("made_child", arguments, log_dir=tmp_path / "logs", owner="a test", **options)
+
+    return call
+
+
+def test_lines_of_a_child_arrive_while_it_runs(child, tmp_path):
+    lines, go = [], tmp_path / "go"
+
+    def line(text):
+        lines.append(text)
+        go.touch()
+
+    source = "import os, sys, time\nprint(sys.argv[1], flush=True)\n"
+    source += "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\nprint('done')"
+    child(source, str(go), report_line=line)
+    assert lines == [str(go), "done"]
+
+
+def test_children_do_not_communicate(child, tmp_path, locks):
+    child(PRINT, ranks=2, devices=[4, 5])
+    for rank in range(2):
+        log = (tmp_path / f"logs/rank_{rank}.log").read_text()
+        assert log == f"DEVICE_ID={4 + rank} MAE_LOCAL_RANK={rank} MAE_LOCAL_RANKS=2 RANK_ID={rank}\n"
+    child(PRINT, ranks=2)
+    assert (tmp_path / "logs/rank_1.log").read_text() == "MAE_LOCAL_RANK=1 MAE_LOCAL_RANKS=2 RANK_ID=1\n"
+    assert not (tmp_path / "logs/scheduler.log").exists()
+
+
+def test_input_error_of_a_child_arrives(child):
+    with pytest.raises(InputError, match=r"a\.yaml: expected a number, found 'x'; correct it"):
+        child(INPUT_ERROR)
