@@ -12,9 +12,9 @@ from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, write_json
 from datasets.records import check_labelled, load_index
 from mae.config.protocols import protocols
-from mae.config.sections import Config, LinearConfig, Section, TrainingSection
+from mae.config.sections import Config, LinearConfig, TrainingSection
 from mae.device.context import check_target, free_devices, setup
-from mae.evaluation.protocol import Score, Subject
+from mae.evaluation.protocol import Score, Subject, protocol_settings
 from mae.launch.call import in_child
 from mae.runs.evaluations import EvaluationFile, read_evaluation
 from mae.runs.model_file import model_digest, model_file, run_directory
@@ -117,18 +117,6 @@ def _measured(protocol: str, subject: Subject, ranks: int) -> list[Score]:
         predict = partial(module.predict, settings=settings)
         return list(measure_frozen(subject, getattr(settings, "pool", "cls"), predict, ranks))
     return list(classify(subject, module.ENCODER, ranks))
-
-
-def protocol_settings(protocol: str, config: Config) -> Section:
-    """Return the config's section of a protocol, or its defaults; a recipe that trains has to be in the config.
-
-    Raises:
-        InputError: the protocol trains and the config has no section for it.
-    """
-    kind, found = protocols()[protocol].Settings, config.section(protocol)
-    if found is None and issubclass(kind, TrainingSection):
-        raise InputError("config", expected=f"a section `{protocol}:`", found="none", todo="add it")
-    return found if found is not None else kind()
 
 
 def _directory(model: Path, out: Optional[PathLike]) -> Path:
