@@ -16,15 +16,15 @@ logger = logging.getLogger("mae.called")
 
 class Pair(NamedTuple):
     path: Path
-    share: float | None
+    share: float
 
 
-def described(config: Config, pairs: list[Pair], number: int = 3) -> dict[str, float]:
+def described(config: Config, pairs: list[Pair], number: float = 3) -> dict[str, float]:
     """Log two lines, and return the sum of the shares and the number."""
     logger.info("rank %s of %s\nsecond line", os.environ["RANK_ID"], config.name)
     logger.warning("%d pairs", len(pairs))
     assert all(isinstance(pair.path, Path) for pair in pairs)
-    return {"sum": sum(pair.share or 0 for pair in pairs), "number": number, "pid": os.getpid()}
+    return {"sum": sum(pair.share for pair in pairs), "number": number, "pid": os.getpid()}
 
 
 def refused(path: Path) -> None:
