@@ -68,7 +68,8 @@ def train(
     """
     config = _resolved(config)
     check_target(config.device)
-    check_interpreter(config.device.python)
+    asked = check_interpreter(config.device.python)
+    logger.info("%s: Python %s, MindSpore %s, CANN %s", asked.path, asked.python, asked.mindspore, asked.cann)
     table = job_table(config.device, rank_table, workspace / "rank_tables")
     run = Run.of(config, workspace)
     check_free(run.directory)
