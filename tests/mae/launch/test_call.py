@@ -12,7 +12,7 @@ import pytest
 
 from datasets.base.errors import InputError
 from datasets.base.processes import started
-from mae.config.sections import DeviceConfig
+from mae.config import DeviceConfig, load_config
 from mae.launch import RanksFailed
 from mae.launch.call import in_child
 from tests.mae.launch import called
@@ -21,14 +21,16 @@ HERE = DeviceConfig()
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_types_and_log_lines_survive(tiny, tmp_path, caplog, ranks):
+def test_types_and_log_lines_survive(tmp_path, caplog, ranks):
     caplog.set_level(logging.INFO)
     pairs = [called.Pair(Path("a"), 0.1), called.Pair(Path("b"), 0.2)]
-    found = in_child(called.described, HERE, near=tmp_path / "new", ranks=ranks)(tiny, pairs, number=1 / 3)
+    found = in_child(called.described, HERE, near=tmp_path / "new", ranks=ranks)(
+        load_config("configs/demo.yaml"), pairs, number=1 / 3
+    )
     assert found["pid"] != os.getpid()
     assert found == {"sum": 0.1 + 0.2, "number": 1 / 3, "pid": found["pid"]}
     lines = [(r.levelno, r.getMessage()) for r in caplog.records if r.name == "mae.called"]
-    assert lines == [(logging.INFO, "rank 0 of tiny\nsecond line"), (logging.WARNING, "2 pairs")]
+    assert lines == [(logging.INFO, "rank 0 of demo\nsecond line"), (logging.WARNING, "2 pairs")]
     assert list((tmp_path / "new").iterdir()) == []
 
 
