@@ -8,7 +8,6 @@ from pathlib import Path
 
 from prefect import flow
 
-import tasks.evaluate
 import tasks.history
 from datasets.base.errors import InputError
 from flows import stages
@@ -45,7 +44,6 @@ def mae_evaluate(run: str | None = None) -> list[Path]:
             _wait_for_devices(each.name, config)
             evaluations = finished(
                 stages.evaluate,
-                tasks.evaluate.intact,
                 config,
                 model_file(newest),
                 each.records,

@@ -1,6 +1,4 @@
-"""The command line: every stage without Prefect."""
-
-from __future__ import annotations
+"""The command line: every stage without Prefect. On Python 3.9 typer cannot read postponed annotations: import none."""
 
 import logging
 import sys

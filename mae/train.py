@@ -77,7 +77,7 @@ def train(
         fork(start, run, fresh=resume is False)
     elif resume is False:
         shutil.rmtree(run.directory, ignore_errors=True)
-    check_resumed(run, among_others=resume is True)
+    check_resumed(run, asked.mindspore, among_others=resume is True)
     done = run.finished()
     if done is not None and run.evaluated(done.steps):
         logger.info("%s: reusing the finished run", run.directory)

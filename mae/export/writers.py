@@ -75,7 +75,7 @@ def write_onnx(
         import onnx
         import onnxruntime
     except ImportError as error:
-        todo = "run pip install -e '.[onnx]' -c constraints.txt in the folder of maeflow, or export to .mindir"
+        todo = "run pip install -e '.[onnx]' -c .venv/constraints.txt in the folder of maeflow, or export to .mindir"
         raise InputError(f"{stem.name}.onnx", expected="onnx and onnxruntime", found=str(error), todo=todo) from None
     weights = {p.name: p.asnumpy() for p in model.get_parameters()}
     graph = vit_graph(model.config, weights, output=output, shape=shape, batch_size=batch_size, metadata=metadata)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -29,10 +29,8 @@ logger = logging.getLogger(__name__)
 _digests: dict[tuple[Any, ...], str] = {}  # of this process, by path and file status
 
 
-class State(BaseModel):
+class State(BaseModel, extra="forbid"):
     """state.json: where the run was when it wrote the checkpoint."""
-
-    model_config = ConfigDict(extra="forbid")
 
     step: int
     epoch: int  # completed epochs
@@ -41,12 +39,14 @@ class State(BaseModel):
     loss_scale: dict[str, float] = {}  # parameters of the loss scale, which are in optimizer.safetensors as well
     inputs: dict[str, Any] = {}  # see `mae.runs.inputs`
     ranks: int = 1
+    mindspore: Optional[str] = None  # the release that computed it; none: written before this was recorded
     decoder_float32: bool = False  # whether the decoder was computed in float32, by config or after a failure
     digests: dict[str, str]  # SHA-256 by file name; for state.json that of its other fields
 
     def digest(self) -> str:
         """Return the digest of all fields except `digests`."""
-        return value_digest(self.model_dump(mode="json", exclude={"digests"}))
+        unrecorded = {"mindspore"} if self.mindspore is None else set()
+        return value_digest(self.model_dump(mode="json", exclude={"digests"} | unrecorded))
 
 
 def save(

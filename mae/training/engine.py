@@ -141,6 +141,7 @@ class Engine:
             loss_scale={p.name: float(p.asnumpy()) for p in update.loss_scale.state},
             inputs=self.run.inputs,
             ranks=self.ranks,
+            mindspore=ms.__version__,
             decoder_float32=job.config.compute.decoder_float32,
         )
         saver.save(step, write)

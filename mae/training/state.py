@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
@@ -22,6 +23,9 @@ def resume(directory: Path, job: Job, update: Update) -> int:
     state = checkpoint.load_state(directory)
     place = f" and {state.update} updates" if state.update else ""
     print(f"resuming after epoch {state.epoch}{place} from {directory}", flush=True)
+    if state.mindspore not in (None, ms.__version__):
+        wrote = f"MindSpore {state.mindspore} wrote this checkpoint, and {ms.__version__} continues"
+        print(f"WARNING: {wrote}; results differ by rounding", flush=True)
     return state.step
 
 

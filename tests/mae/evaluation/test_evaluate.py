@@ -1,7 +1,7 @@
 """Protocols: the numbers are those of the data, the same input is not measured twice."""
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from functools import partial
 
 import numpy as np
@@ -123,7 +123,7 @@ def test_results_of_earlier_commits_are_read_under_todays_names(tmp_path):
     }
     folder = tmp_path / "history" / "evaluations"
     folder.mkdir(parents=True)
-    old = {"time": datetime(2026, 1, 1, tzinfo=UTC), "run": "old", "protocol": "linear", "encoder": "e"}
+    old = {"time": datetime(2026, 1, 1, tzinfo=timezone.utc), "run": "old", "protocol": "linear", "encoder": "e"}
     row = {**old, "top1": 0.5, "top5": None, "images": 4, "checkpoint": "c", "records": "r"}
     pq.write_table(pa.Table.from_pylist([row]), folder / "20260101T000000.000000Z-old-linear.parquet")
     names = {}

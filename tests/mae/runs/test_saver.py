@@ -197,10 +197,19 @@ def test_a_run_that_has_begun_is_not_compared_with_others(tiny, trained, tmp_pat
     shutil.copytree(trained.run_dir, tmp_path / "runs" / trained.run_dir.name)
     other = tiny.model_copy(update={"seed": 4})
     with pytest.raises(InputError, match="seed 4 where the checkpoint has 3"):
-        check_resumed(Run.of(other, tmp_path), among_others=True)
+        check_resumed(Run.of(other, tmp_path), None, among_others=True)
     Run.of(other, tmp_path).directory.mkdir()
     (Run.of(other, tmp_path).directory / "config.yaml").touch()
-    check_resumed(Run.of(other, tmp_path), among_others=True)
+    check_resumed(Run.of(other, tmp_path), None, among_others=True)
+
+
+def test_another_release_of_mindspore_is_named(tiny, trained, caplog):
+    run, written = Run.open(trained.run_dir), checkpoint.load_state(trained.checkpoint.parent).mindspore
+    for release in (None, written):
+        check_resumed(run, release, among_others=True)
+    assert caplog.text == ""
+    check_resumed(run, "1.0", among_others=True)
+    assert f"MindSpore {written} wrote this checkpoint, and 1.0 continues" in caplog.text
 
 
 def test_a_checkpoint_of_other_records_is_refused(tiny, trained, tmp_path):
