@@ -12,10 +12,9 @@ from datasets import imagenet
 from datasets.base.errors import InputError
 from datasets.images.inspect import stored_bytes
 from datasets.manifest.faults import DEFAULTS, FAULTS, conversions, outcome, parse_policy
-from datasets.manifest.rows import read_manifest
 from datasets.validation.options import ValidationOptions
 from datasets.validation.validate import validate
-from tests.datasets.conftest import KINDS, encode, picture
+from tests.datasets.conftest import KINDS, encode, picture, read_manifest
 
 
 def turned():

@@ -14,11 +14,11 @@ from PIL import Image
 
 from datasets.base.errors import InputError
 from datasets.manifest.faults import DEFAULTS, parse_policy
-from datasets.manifest.rows import read_manifest
 from datasets.records import load_index, sources
 from datasets.sharding import check_records, records_directory, write_records
 from datasets.validation.options import ValidationOptions
 from datasets.validation.validate import validate
+from tests.datasets.conftest import read_manifest
 
 
 @pytest.fixture(scope="module")
