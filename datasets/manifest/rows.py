@@ -57,7 +57,7 @@ class ManifestRow(NamedTuple):
 
 def schema_of(row: type[NamedTuple]) -> pa.Schema:
     """Return the columns of a table whose rows are of this class."""
-    hints = {name: getattr(hint, "__forward_arg__", hint) for name, hint in row.__annotations__.items()}
+    hints = {name: str(getattr(hint, "__forward_arg__", hint)) for name, hint in row.__annotations__.items()}
     return pa.schema([(name, _TYPES[hint.split(" | ")[0]]) for name, hint in hints.items()])
 
 

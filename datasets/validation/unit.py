@@ -21,7 +21,7 @@ from datasets.base.errors import room_for
 from datasets.base.files import atomic_write
 from datasets.images.decoder import inspect_apart
 from datasets.images.inspect import MAGIC_BYTES, MAX_BYTES, Inspection, sniff, suffix_fault
-from datasets.layout import NO_CLASS, ClassFiles, display_path, is_hidden
+from datasets.layout import NO_CLASS, display_path, is_hidden
 from datasets.manifest.rows import Int32, Sha256, UInt64, Xxh3, rows_of, schema_of
 from datasets.validation.options import VERSION
 
@@ -61,12 +61,12 @@ class ValidationUnit(NamedTuple):
     working: Path  # receives the table; contains those of an interrupted validation
     finished: Optional[Path]  # an earlier validation, whose rows may be taken over
     number: int
-    classes: list[ClassFiles]
+    classes: list[tuple[str, str, str]]  # split, class, and paths with NULs: lists would be larger, and slow to pass on
     looks: bool = False  # whether to compute perceptual hashes
 
     @property
     def files(self) -> int:
-        return sum(len(files.paths) for files in self.classes)
+        return sum(paths.count("\0") + 1 for _, _, paths in self.classes)
 
     @property
     def table(self) -> str:
@@ -82,7 +82,7 @@ class ValidationUnit(NamedTuple):
         known = self._earlier_rows()
         rows, examined = [], 0
         for split, class_name, paths in self.classes:
-            for path in paths:
+            for path in paths.split("\0"):
                 try:
                     status = os.stat(f"{self.root}/{path}")
                     stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
@@ -107,7 +107,7 @@ class ValidationUnit(NamedTuple):
 
     def _earlier_rows(self) -> dict[str, FileRow]:
         """Return the rows of earlier tables by path. They may have been of other units then."""
-        paths = [display_path(path) for files in self.classes for path in files.paths]
+        paths = [display_path(path) for _, _, paths in self.classes for path in paths.split("\0")]
         wanted, first, last = pa.array(paths), min(paths), max(paths)
         found: dict[str, FileRow] = {}
         for directory in filter(None, (self.finished, self.working)):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from datasets.base.digests import file_digest, value_digest
 from datasets.base.errors import InputError, room_for
-from datasets.base.files import PathLike, StageResult, discard, fsync, refuse_foreign, remove_leftovers, write_json
+from datasets.base.files import PathLike, StageResult, refuse_foreign, remove_leftovers, replace_directory, write_json
 from datasets.base.parallel import in_processes
 from datasets.layout import NO_CLASS, ClassFiles, list_files, outside
 from datasets.manifest.faults import outcome
@@ -88,13 +88,12 @@ class ValidationPlan(NamedTuple):
         """
         root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
         refuse_foreign(out, SUMMARY)
-        with room_for(VALIDATION, out.parent):
-            request = options.request(root, name)
-            working = out.with_name(f"{out.name}.partial-{value_digest(request)}")
-            if full:
-                shutil.rmtree(working, ignore_errors=True)
-            empty = options.policy["empty_class"] != "fail"
-            files = list_files(root, val_share=options.val_share, empty_classes=empty)
+        request = options.request(root, name)
+        working = out.with_name(f"{out.name}.partial-{value_digest(request)}")
+        if full:
+            shutil.rmtree(working, ignore_errors=True)
+        empty = options.policy["empty_class"] != "fail"
+        files = list_files(root, val_share=options.val_share, empty_classes=empty)
         _check_classes(root, files, options)
         finished, looks = None if full else out, options.near_duplicates is not None
         units = [
@@ -153,10 +152,7 @@ class ValidationPlan(NamedTuple):
         summary = {**self.request, **whole.totals(), "classes": whole.classes, "outside": outside(self.root)}
         write_json(self.working / SUMMARY, {**summary, "manifest_digest": file_digest(manifest)})
         remove_leftovers(self.out.parent, self.out.name)
-        if self.out.exists():
-            discard(self.out)
-        self.working.rename(self.out)  # after a kill before this line, the next call finds all tables in `working`
-        fsync(self.out.parent)
+        replace_directory(self.working, self.out)  # if killed before this line, the next call finds all in `working`
         return summary
 
 
@@ -201,16 +197,19 @@ def _check_classes(root: Path, files: list[ClassFiles], options: ValidationOptio
         raise InputError(root / "val", expected="the classes of train/", found=found, todo=todo)
 
 
-def _divided(files: list[ClassFiles], units: int, least: int) -> Iterator[list[ClassFiles]]:
-    """Cut the files into about `units` parts of equal size, each of at least `least` files, in their order."""
+def _divided(files: list[ClassFiles], units: int, least: int) -> Iterator[list[tuple[str, str, str]]]:
+    """Cut the files into about `units` parts of equal size, each of at least `least` files, in their order.
+
+    A part has the form of `ValidationUnit.classes`.
+    """
     size = max(least, -(-sum(len(part.paths) for part in files) // units))
-    unit: list[ClassFiles] = []
+    unit: list[tuple[str, str, str]] = []
     room = size
     for part in files:
         start = 0
         while start < len(part.paths):
             piece = part.paths[start : start + room]
-            unit.append(part._replace(paths=piece))
+            unit.append((part.split, part.class_name, "\0".join(piece)))
             start, room = start + len(piece), room - len(piece)
             if not room:
                 yield unit
@@ -242,7 +241,7 @@ def load_validation(directory: PathLike) -> Validation:
 def _with_progress(results: Iterable[int], plan: ValidationPlan) -> Iterator[int]:
     """Yield the results of the units and log a line of progress every _SECONDS."""
     total, done, last = sum(unit.files for unit in plan.units), 0, time.monotonic()
-    for unit, examined in zip(plan.units, results):
+    for examined, unit in zip(results, plan.units):
         yield examined
         done += unit.files
         if time.monotonic() - last > _SECONDS:

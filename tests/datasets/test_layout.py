@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import NamedTuple
 
 import pytest
@@ -22,10 +23,8 @@ class Entry(NamedTuple):
 def scan(root, *, val_share):
     """Every file as the units see it, sorted."""
     found = ValidationPlan.make(root, "out", options=ValidationOptions(val_share))
-    files = [
-        Entry(path, part.split, part.class_name) for unit in found.units for part in unit.classes for path in part.paths
-    ]
-    return sorted(files)
+    parts = [part for unit in found.units for part in unit.classes]
+    return sorted(Entry(path, split, name) for split, name, paths in parts for path in paths.split("\0"))
 
 
 IMAGE = b"any bytes: a listing opens no file"
@@ -90,7 +89,7 @@ def test_hold_out(tmp_path, write_tree, prefix, sizes, share, held_out):
 def test_a_large_folder_is_cut_and_nothing_else_changes(tmp_path, write_tree, monkeypatch, prefix):
     root = write_tree(tmp_path, {f"{prefix}{i}.jpg": IMAGE for i in range(25)})
     whole = scan(root, val_share=0.2)
-    monkeypatch.setattr("datasets.validation.validate.UNIT_FILES", 8)
+    monkeypatch.setattr(import_module("datasets.validation.validate"), "UNIT_FILES", 8)
     found = ValidationPlan.make(root, tmp_path / "out", options=ValidationOptions(0.2))
     assert [unit.files for unit in found.units] == [8, 8, 8, 1]
     assert scan(root, val_share=0.2) == whole
