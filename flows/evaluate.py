@@ -7,7 +7,6 @@ from pathlib import Path
 
 from prefect import flow
 
-import tasks.evaluate
 import tasks.history
 from datasets.base.errors import InputError
 from flows import stages
@@ -36,7 +35,6 @@ def mae_evaluate(run: str | None = None) -> list[Path]:
         try:
             evaluations = finished(
                 stages.evaluate,
-                tasks.evaluate.intact,
                 each.config_of_another(),
                 model_file(newest),
                 each.records,

@@ -13,8 +13,7 @@ import tasks.validate
 from datasets.records import Records
 from flows import stages as run
 from flows.job import REAL_JOB, load_job
-from flows.runners import spread
-from flows.stages import finished, workspace_path
+from flows.stages import finished, spread, workspace_path
 
 
 @flow(name="mae-prepare-data")
@@ -36,10 +35,10 @@ def mae_prepare_data(
     if tars:
         archives = [Path(tar) for tar in tars]
         target = tasks.unpack.images_root(workspace, archives, data)
-        root = finished(run.unpack, tasks.unpack.intact, archives, target).root
+        root = finished(run.unpack, archives, target).root
     elif data.root is not None:
         root = Path(data.root)
     else:
-        root = finished(run.sample_data, tasks.sample_data.intact, workspace).root
-    validation = finished(spread(run.validate, data), tasks.validate.intact, root, workspace, data)
-    return finished(spread(run.shard, data), tasks.shard.intact, validation, workspace, data)
+        root = finished(run.sample_data, workspace).root
+    validation = finished(spread(run.validate, data), root, workspace, data)
+    return finished(spread(run.shard, data), validation, workspace, data)

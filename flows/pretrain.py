@@ -34,8 +34,7 @@ import tasks.validate
 from datasets.base.files import StageResult
 from flows import stages as run
 from flows.job import REAL_JOB, check_job
-from flows.runners import spread
-from flows.stages import finished, workspace_path
+from flows.stages import finished, spread, workspace_path
 from mae.cluster import check_inventory
 from mae.config import Config
 from mae.launch import reap
@@ -90,28 +89,26 @@ def mae_pretrain(
         check_inventory(Path(cluster), job.device)
     workspace = workspace_path()
     logger.info("%s into %s: %s", config, workspace, ", ".join(wanted))
-    chain = Chain()
 
     if "sample-data" in wanted:
-        sample = finished(run.sample_data, tasks.sample_data.intact, workspace)
+        sample = finished(run.sample_data, workspace)
     if "validate" in wanted:
         root = Path(job.data.root) if job.data.root is not None else sample.root
-        validation = finished(spread(run.validate, job.data), tasks.validate.intact, root, workspace, job.data)
+        validation = finished(spread(run.validate, job.data), root, workspace, job.data)
         if "pretrain" in wanted:
             protocols = tasks.evaluate.protocols(job) if "evaluate" in wanted else ()
             check_data(job, validation, protocols=protocols)
     if "shard" in wanted:
-        records = finished(spread(run.shard, job.data), tasks.shard.intact, validation, workspace, job.data)
+        records = finished(spread(run.shard, job.data), validation, workspace, job.data)
         job = job.model_copy(update={"data": job.data.model_copy(update={"records": str(records.directory)})})
     if "rank-table" in wanted:
         inventory = Path(cluster) if cluster is not None else None
-        rank_table = finished(run.rank_table, tasks.rank_table.intact, workspace, job.device, inventory)
+        rank_table = finished(run.rank_table, workspace, job.device, inventory)
     if "pretrain" in wanted:
-        training = finished(run.pretrain, tasks.train.intact, job, workspace, rank_table)
-        chain = chain.model_copy(update={"run_dir": training.run_dir})
+        training = finished(run.pretrain, job, workspace, rank_table)
     if "evaluate" in wanted:
-        finished(run.evaluate, tasks.evaluate.intact, job, training.checkpoint, records.directory, workspace)
+        finished(run.evaluate, job, training.checkpoint, records.directory, workspace)
     if "report" in wanted:
-        page = finished(run.report, tasks.report.intact, job, training, validation)
-        chain = chain.model_copy(update={"report": page.path})
-    return chain
+        page = finished(run.report, job, training, validation)
+    run_dir = training.run_dir if "pretrain" in wanted else None
+    return Chain(run_dir=run_dir, report=page.path if "report" in wanted else None)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from prefect import flow
 
-import tasks.rank_table
 from flows import stages as run
 from flows.job import REAL_JOB
 from flows.stages import finished, workspace_path
@@ -27,4 +26,4 @@ def mae_rank_table(
     """
     device = load_config(config, overrides).device
     inventory = Path(cluster) if cluster is not None else None
-    return finished(run.rank_table, tasks.rank_table.intact, workspace_path(), device, inventory)
+    return finished(run.rank_table, workspace_path(), device, inventory)

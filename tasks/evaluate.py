@@ -10,7 +10,7 @@ from mae.config import protocols as known_protocols
 from mae.evaluation import Evaluation
 from mae.evaluation import evaluate as evaluate_checkpoint
 from mae.launch import RanksFailed
-from tasks.stage import markdown, stage_task, table
+from tasks.stage import markdown, stage_task
 
 
 class Evaluations(StageResult):
@@ -27,21 +27,11 @@ def evaluate(
     result = evaluate_checkpoint(
         checkpoint, records, protocol=protocol, config=config, workspace=workspace, refresh=refresh
     )
-    markdown(f"evaluation-{protocol}", scores(result))
+    rows = [(score.encoder, f"{score.top1:.1%}", f"{score.images:,}") for score in result.results]
+    markdown(f"evaluation-{protocol}", f"`{result.path}`", ("encoder", "top-1", "validation images"), *rows)
     return result
 
 
 def protocols(config: Config) -> list[str]:
     """Return the protocols that a config has a section for."""
     return [name for name in known_protocols() if config.section(name) is not None]
-
-
-def intact(result: Evaluations) -> bool:
-    """Return whether the files of all evaluations exist."""
-    return all(item.path.is_file() for item in result.items)
-
-
-def scores(result: Evaluation) -> str:
-    """Return the results as Markdown."""
-    rows: list[tuple[object, ...]] = [(s.encoder, f"{s.top1:.1%}", f"{s.images:,}") for s in result.results]
-    return f"`{result.path}`\n\n{table(('encoder', 'top-1', 'validation images'), rows)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from mae.report import ReportPage
 from mae.report import report as write_report
 from mae.runs import Run
-from tasks.stage import markdown, stage_task, unchanged
+from tasks.stage import markdown, stage_task
 
 
 @stage_task("write the report", timeout_hours=1)
@@ -16,8 +16,3 @@ def report(run_dir: Path) -> ReportPage:
     result = write_report(Run.open(run_dir))
     markdown("report", f"`{result.path}`")
     return result
-
-
-def intact(result: ReportPage) -> bool:
-    """Return whether the page exists and is unchanged."""
-    return unchanged(result.path, result.digest)

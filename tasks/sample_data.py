@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets.sample import MARKER, SampleData, sample_root, unpack_sample
+from datasets.sample import SampleData, sample_root, unpack_sample
 from tasks.stage import stage_task
 
 
@@ -12,8 +12,3 @@ from tasks.stage import stage_task
 def unpack(workspace: Path) -> SampleData:
     """Unpack the shipped sample into the workspace."""
     return unpack_sample(sample_root(workspace))
-
-
-def intact(result: SampleData) -> bool:
-    """Return whether the folder exists. The next stage lists all its files."""
-    return (result.root / MARKER).is_file()

@@ -9,7 +9,7 @@ from datasets.base.parallel import apart
 from datasets.records import Records, load_index
 from datasets.sharding import ShardGroup, ShardPlan, records_directory
 from mae.config import DataConfig
-from tasks.stage import markdown, stage_task, table
+from tasks.stage import markdown, stage_task
 
 SEED = 0  # of the images' order in the shards; not the job's seed, so that jobs with different seeds share records
 
@@ -36,7 +36,11 @@ def write(group: ShardGroup) -> int:
 def conclude(found: ShardPlan) -> Records:
     """Write the index of the shards."""
     result = found.conclude()
-    markdown("records", counts(result))
+    text = (
+        f"`{result.directory}`: {result.shards} shards, {len(result.classes)} classes. "
+        f"`mae data check {result.directory}` reads every one."
+    )
+    markdown("records", text, ("split", "images"), ("train", f"{result.train:,}"), ("val", f"{result.val:,}"))
     return result
 
 
@@ -48,12 +52,3 @@ def intact(result: Records) -> bool:
         return False
     same = index.result(result.directory, reused=result.reused) == result
     return same and all((result.directory / file).is_file() for file in index.digests())
-
-
-def counts(result: Records) -> str:
-    """Return the numbers of shards, classes and images, as markdown."""
-    rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
-    return (
-        f"`{result.directory}`: {result.shards} shards, {len(result.classes)} classes. "
-        f"`mae data check {result.directory}` reads every one.\n\n{table(('split', 'images'), rows)}"
-    )

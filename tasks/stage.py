@@ -6,7 +6,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
@@ -15,7 +14,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging.handlers import APILogHandler
 
-from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 
 P = ParamSpec("P")
@@ -66,21 +64,15 @@ def stage_task(
     return decorate
 
 
-def markdown(key: str, text: str) -> None:
-    """Attach a markdown page to the current task run. Without a task run (a task called as `.fn`) do nothing."""
+def markdown(key: str, text: str, *table: tuple[object, ...]) -> None:
+    """Attach a markdown page to the current task run: a text and then a table, whose first row is the header.
+
+    Without a task run (a task called as `.fn`) do nothing.
+    """
     if TaskRunContext.get() is not None:
-        create_markdown_artifact(text, key=key)
-
-
-def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
-    """Return a markdown table."""
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def unchanged(path: Path, digest: str) -> bool:
-    """Return whether a file exists and has this digest."""
-    return path.is_file() and file_digest(path) == digest
+        lines = [*table[:1], *([("---",) * len(table[0])] if table else ()), *table[1:]]
+        rows = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        create_markdown_artifact(f"{text}\n\n{rows}", key=key)
 
 
 def show_library_logs() -> None:

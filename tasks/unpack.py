@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from datasets.base.digests import value_digest
-from datasets.unpacking import MARKER, Unpacked, unpack_archives
+from datasets.unpacking import Unpacked, unpack_archives
 from mae.config import DataConfig
-from tasks.stage import markdown, stage_task, table
+from tasks.stage import markdown, stage_task
 
 
 def images_root(workspace: Path, tars: list[Path], data: DataConfig) -> Path:
@@ -22,17 +22,7 @@ def images_root(workspace: Path, tars: list[Path], data: DataConfig) -> Path:
 def unpack(tars: list[Path], root: Path) -> Unpacked:
     """Unpack archives of images into the root. Published archives are checked by their MD5."""
     result = unpack_archives(tars, root)
-    markdown("unpacked", counts(result))
-    return result
-
-
-def intact(result: Unpacked) -> bool:
-    """Return whether the root was unpacked to the end. The next stage lists all its files."""
-    return (result.root / MARKER).is_file()
-
-
-def counts(result: Unpacked) -> str:
-    """Return the numbers of class folders and images, as markdown."""
-    rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
+    rows = [("split", "images"), ("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
     rows += [("left out, outside the class folders", f"{result.left_out:,}")] if result.left_out else []
-    return f"`{result.root}`: {result.classes:,} class folders.\n\n{table(('split', 'images'), rows)}"
+    markdown("unpacked", f"`{result.root}`: {result.classes:,} class folders.", *rows)
+    return result

@@ -9,7 +9,7 @@ from datasets.manifest import MANIFEST
 from datasets.validation import Examined, Validation, ValidationPlan, ValidationUnit
 from mae.config import DataConfig
 from mae.data import validation_options
-from tasks.stage import markdown, stage_task, table, unchanged
+from tasks.stage import markdown, stage_task
 
 
 @stage_task("list the files", timeout_hours=4)
@@ -30,20 +30,7 @@ def examine(unit: ValidationUnit) -> Examined:
 def conclude(plan: ValidationPlan, results: list[Examined]) -> Validation:
     """Join the results of all units to a validation in the workspace."""
     result = plan.conclude(results)
-    markdown("validation", counts(result))
+    text = f"`{result.root}`: {len(result.classes)} classes. Every file: `{result.directory / MANIFEST}`"
+    rows = {"train": result.train, "val": result.val, **dict(sorted(result.faults.items()))}
+    markdown("validation", text, ("rows", "count"), *((name, f"{count:,}") for name, count in rows.items()))
     return result
-
-
-def intact(result: Validation) -> bool:
-    """Return whether the manifest exists and is unchanged."""
-    return unchanged(result.directory / MANIFEST, result.manifest_digest)
-
-
-def counts(result: Validation) -> str:
-    """Return the numbers of images as markdown: of each split, then of each status except "ok"."""
-    rows: list[tuple[object, ...]] = [("train", f"{result.train:,}"), ("val", f"{result.val:,}")]
-    rows += [(status, f"{count:,}") for status, count in sorted(result.faults.items())]
-    return (
-        f"`{result.root}`: {len(result.classes)} classes. Every file: `{result.directory / MANIFEST}`"
-        f"\n\n{table(('rows', 'count'), rows)}"
-    )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
 from mae.config.load import load_config
 from mae.config.sections import ModelConfig
+from mae.model.mae import MaskedAutoencoder
+from mae.model.vit import Encoder, VisionTransformer
 from mae.weights import hub
 from mae.weights.convert import read
-
-if TYPE_CHECKING:
-    from mae.model.vit import Encoder
+from mae.weights.restore import load_model
 
 
 class AutoConfig:
@@ -51,16 +51,11 @@ class AutoModel:
         Raises:
             InputError: there is no such checkpoint, or it does not fit the settings.
         """
-        from mae.weights.restore import load_model
-
         return load_model(hub.find_weights(name_or_path), settings=settings or None)
 
     @staticmethod
     def from_config(config: ModelConfig) -> Encoder:
         """Return a model with random weights: a classifier if the config has `num_classes`, else a MAE."""
-        from mae.model.mae import MaskedAutoencoder
-        from mae.model.vit import VisionTransformer
-
         if not isinstance(config, ModelConfig):
             todo = "make one with AutoConfig.from_pretrained or mae.config.sections.ModelConfig"
             raise InputError("config", expected="a ModelConfig", found=type(config).__name__, todo=todo)

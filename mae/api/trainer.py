@@ -13,7 +13,7 @@ from datasets.base.files import PathLike
 from datasets.records import INDEX
 from mae.api.auto import AutoConfig
 from mae.api.image_pipeline import check_task, for_task, pipeline
-from mae.config.load import overridden, parse_config, published_recipe, read_mapping
+from mae.config.load import parse_config, parse_overrides, published_recipe, read_mapping
 from mae.config.sections import Config, ModelConfig
 from mae.data import prepare
 from mae.evaluation.evaluate import Evaluation, evaluate
@@ -191,8 +191,7 @@ def _config(
         import mindspore as ms
 
         values["device"] = {"target": str(ms.get_context("device_target")), "ranks": 1}
-    values = overridden(values, overrides)
-    config = parse_config(values, source=path if path is not None else "Trainer")
+    config = parse_config(parse_overrides(overrides, values), source=path if path is not None else "Trainer")
     if path is None:
         recipe = published_recipe(section, config.model, values[section], ranks=config.device.ranks)
         config = parse_config({**values, section: recipe}, source="Trainer")

@@ -5,16 +5,11 @@ python -m mae.config.docs > docs/config.md
 
 from __future__ import annotations
 
-import inspect
 import json
-import typing
-from collections.abc import Iterator
 from typing import Any, Optional
 
-from pydantic import BaseModel
-
 from mae.config.protocols import protocols
-from mae.config.sections import Config, Section, TrainingSection
+from mae.config.sections import Config
 
 HEAD = """\
 # Config keys
@@ -31,7 +26,7 @@ The descriptions write "none" for YAML's `null`.
 TYPES = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "`null`"}
 BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
-Schema = dict[str, Any]  # JSON schema of one value
+Schema = dict[str, Any]  # JSON schema of a section or of one value
 
 
 def markdown() -> str:
@@ -40,49 +35,44 @@ def markdown() -> str:
     Raises:
         ValueError: a section or a key has no description.
     """
-    sections = {name: kind for name in Config.model_fields if (kind := section_type(Config, name)) is not None}
-    for name, module in protocols().items():
-        sections.setdefault(name, module.Settings)
-    described = [description(name, kind) for name, kind in sections.items()]
-    return "\n".join([HEAD, description("The config itself", Config), *described])
+    whole = Config.model_json_schema()
+    names = {key: _section(value) for key, value in whole["properties"].items()}
+    sections = {key: whole["$defs"][name] for key, name in names.items() if name is not None}
+    own = {name: module.Settings.model_json_schema() for name, module in protocols().items()}
+    described = [description(*item) for item in {**sections, **own}.items()]
+    return "\n".join([HEAD, description("The config itself", whole), *described])
 
 
-def description(title: str, kind: type[BaseModel]) -> str:
+def description(title: str, schema: Schema) -> str:
     """Return a heading, the docstring of a section, and a table with one row per key.
 
     Raises:
         ValueError: the section has no docstring, or one of its keys no description.
     """
-    if not kind.__doc__ or kind.__doc__ == BaseModel.__doc__:
-        raise ValueError(f"{kind.__name__}: expected a docstring, found none; it becomes the text of docs/config.md")
-    lines = [f"## {title}", "", inspect.cleandoc(kind.__doc__), ""]
-    if kind.model_fields:
-        lines += ["| key | type | default | range | meaning |", "|---|---|---|---|---|", *_rows(kind), ""]
+    if "description" not in schema:
+        raise ValueError(f"{schema['title']}: expected a docstring, found none; it becomes the text of docs/config.md")
+    lines = [f"## {title}", "", schema["description"], ""]
+    if schema["properties"]:
+        rows = [_row(key, value, schema) for key, value in schema["properties"].items()]
+        lines += ["| key | type | default | range | meaning |", "|---|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
-def section_type(kind: type[BaseModel], key: str) -> Optional[type[Section]]:
-    """Return the type of a key that is a section; none for other keys."""
-    annotation = kind.model_fields[key].annotation
-    for one in (annotation, *typing.get_args(annotation)):
-        if isinstance(one, type(Section)) and issubclass(one, Section):
-            return one
-    return None
+def _row(key: str, value: Schema, section: Schema) -> str:
+    if "description" not in value:
+        raise ValueError(f"{section['title']}.{key}: expected a description, found none; add Field(description=...)")
+    if _section(value) is not None:
+        cells = ["section", "none" if value["default"] is None else "its defaults", "", f"see [{key}](#{key})"]
+    else:
+        default = "required" if key in section.get("required", ()) else f"`{json.dumps(value['default'])}`"
+        cells = [_type(value), default, _range(value), value["description"]]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key}`", *cells)) + " |"
 
 
-def _rows(kind: type[BaseModel]) -> Iterator[str]:
-    properties = kind.model_json_schema()["properties"]
-    for key, field in kind.model_fields.items():
-        section = section_type(kind, key)
-        if section is not None:
-            trains = issubclass(section, TrainingSection)
-            cells = ["section", "none" if trains else "its defaults", "", f"see [{key}](#{key})"]
-        elif not field.description:
-            raise ValueError(f"{kind.__name__}.{key}: expected a description, found none; add Field(description=...)")
-        else:
-            default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
-            cells = [_type(properties[key]), default, _range(properties[key]), field.description]
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key}`", *cells)) + " |"
+def _section(value: Schema) -> Optional[str]:
+    """Return the name of the type of a key that is a section; none for other keys."""
+    links = [choice["$ref"] for choice in value.get("anyOf", [value]) if "$ref" in choice]
+    return links[0].rpartition("/")[2] if links else None
 
 
 def _type(schema: Schema) -> str:

@@ -6,7 +6,7 @@ import difflib
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal, Optional, Union
 
 import yaml
 from pydantic import ValidationError
@@ -15,14 +15,6 @@ from datasets.base.errors import InputError
 from mae.config.protocols import protocols
 from mae.config.sections import Config, FinetuneConfig, ModelConfig, PretrainConfig
 
-RENAMED: dict[tuple[Any, ...], str] = {  # keys of earlier commits
-    ("linprobe",): "it is called `linear` now",
-    **{
-        ("linear", key): "logistic regression is configured in a section `logistic:` now"
-        for key in ("pool", "l2", "tol")
-    },
-}
-
 
 def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config:
     """Read a YAML job config and apply `key.sub=value` overrides, whose values are YAML.
@@ -30,7 +22,7 @@ def load_config(path: Union[str, Path], overrides: Iterable[str] = ()) -> Config
     Raises:
         InputError: the file is missing or no YAML mapping, a key is unknown, or a value is out of range.
     """
-    return parse_config(overridden(read_mapping(path), overrides), source=path)
+    return parse_config(parse_overrides(overrides, read_mapping(path)), source=path)
 
 
 def read_mapping(path: Union[str, Path]) -> dict[str, Any]:
@@ -44,10 +36,24 @@ def read_mapping(path: Union[str, Path]) -> dict[str, Any]:
     return values
 
 
-def overridden(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Apply `key.sub=value` overrides, whose values are YAML, to `values` in place and return it."""
+def parse_overrides(overrides: Iterable[str], values: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+    """Return the values of `key.sub=value` texts, which are YAML, as a mapping; added to `values` if that is given."""
+    values = {} if values is None else values
     for override in overrides:
-        _apply(values, override)
+        where, section = f"--set {override}", values
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            todo = "e.g. --set pretrain.epochs=5"
+            raise InputError(where, expected="key=value", found=repr(override), todo=todo)
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = section.get(parent)
+            if child is None:
+                child = section[parent] = {}
+            if not isinstance(child, dict):
+                raise InputError(where, expected=f"a section named {parent}", found=repr(child), todo="see the config")
+            section = child
+        section[last] = _yaml(text, where=where)
     return values
 
 
@@ -78,52 +84,35 @@ def parse_config(values: dict[str, Any], *, source: object) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        where = f"{source}: {key}" if key else str(source)
-        if first["type"] == "extra_forbidden":
-            known = _keys_of(first["loc"][:-1])
-            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
-            hint = RENAMED.get(first["loc"], hint)
-            raise InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint) from None
-        if first["type"] == "value_error":  # a validator's own message has what it expected and got
-            raise InputError(
-                where, expected="values that fit", found=str(first["ctx"]["error"]), todo="correct them"
-            ) from None
-        raise InputError(where, expected=first["msg"], found=repr(first["input"]), todo="correct the value") from None
+        path = error.errors()[0]["loc"]
+        if error.errors()[0]["type"] == "extra_forbidden":
+            where = f"{source}: {'.'.join(map(str, path))}"
+            raise unknown_key(where, str(path[-1]), _keys_of(path[:-1])) from None
+        raise invalid(source, error) from None
+
+
+def invalid(source: object, error: ValidationError) -> InputError:
+    """Return the first error of a validation as an InputError."""
+    first = error.errors()[0]
+    # pydantic adds the branch of a union to the path: `constrained-int`
+    key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))
+    where = f"{source}: {key}" if key else str(source)
+    if first["type"] == "value_error":  # a validator's own message has what it expected and got
+        found = str(first["ctx"]["error"])
+        return InputError(where, expected="values that fit", found=found, todo="correct them")
+    return InputError(where, expected=first["msg"], found=repr(first["input"]), todo="correct the value")
+
+
+def unknown_key(where: str, key: str, known: list[str]) -> InputError:
+    """Return the error for a key that is not known, with the most similar known key."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "remove it or correct its name"
+    return InputError(where, expected=f"one of {', '.join(known)}", found="an unknown key", todo=hint)
 
 
 def dump_config(config: Config) -> str:
     """Return a config as YAML, including all defaults."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the values of `key=value` texts by key. The values are YAML."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        _apply(values, override)
-    return values
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(
-            f"--set {override}", expected="key=value", found=repr(override), todo="e.g. --set pretrain.epochs=5"
-        )
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = values.get(parent)
-        if child is None:
-            child = values[parent] = {}
-        if not isinstance(child, dict):
-            raise InputError(
-                f"--set {override}", expected=f"a section named {parent}", found=repr(child), todo="see the config"
-            )
-        values = child
-    values[last] = _yaml(text, where=f"--set {override}")
 
 
 def _yaml(text: Union[str, bytes], *, where: object) -> Any:

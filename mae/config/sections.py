@@ -33,15 +33,8 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]  # share of the old value that a moving average keeps
 
 
-def base_lr(blr: float, *, batch_size: int, ranks: int, accum_iter: int) -> float:
-    """Return blr * images per update / 256 (Goyal et al. 2017)."""
-    return blr * batch_size * ranks * accum_iter / 256
-
-
-class Section(BaseModel):
+class Section(BaseModel, extra="forbid", protected_namespaces=()):
     """Base of all sections: an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class DataConfig(Section):
@@ -216,8 +209,8 @@ class TrainingSection(Section):
         return self
 
     def lr(self, *, ranks: int) -> float:
-        """Return the learning rate at the end of the warm-up."""
-        return base_lr(self.blr, batch_size=self.batch_size, ranks=ranks, accum_iter=self.accum_iter)
+        """Return the learning rate at the end of the warm-up: blr * images per update / 256 (Goyal et al. 2017)."""
+        return self.blr * self.batch_size * ranks * self.accum_iter / 256
 
     def checkpoint_due(self, step: int, updates: int) -> bool:
         """Return whether a run with `updates` updates per epoch writes a checkpoint after `step`."""

@@ -6,16 +6,15 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
 from mae.health.tensorboard import EventFile
 from mae.health.verdict import Watch, said
 from mae.runs.log import Tail, evaluations, readings
 from mae.runs.run import Run
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 LINE_SECONDS = 60.0  # longest time between two lines of a log, which otherwise has one per epoch
 RECENT = 20  # readings whose mean speed gives the time left
@@ -34,20 +33,23 @@ class Follower:
         self.report_line = report_line
         self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
         self.reported, self.reported_at = -1, time.monotonic()
-        self.bar = _Bar(console, self.epochs) if console is not None and console.is_terminal else None
-        if self.bar is not None:
-            self.report_line = self.bar.print
+        self.bar: Optional[Progress] = None
+        if console is not None and console.is_terminal:
+            epoch, text = TextColumn("epoch {task.completed:.2f}/{task.total:g}"), TextColumn("{task.fields[text]}")
+            bar = Progress(epoch, BarColumn(20), text, console=console, refresh_per_second=2, transient=True)
+            self.line = bar.add_task("", total=self.epochs, text="compiling")
+            self.report_line = lambda line: bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.bar = bar
+            bar.start()
         self.tail, self.events, self.watch = Tail(run.metrics), EventFile(run.directory), Watch(run)
 
     def __enter__(self) -> Follower:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.events.close()
         if self.bar is not None:
-            self.bar.close()
+            self.bar.stop()
 
     def __call__(self) -> Hashable:
         anew, lines = self.tail.read()
@@ -72,7 +74,7 @@ class Follower:
         text = progress(list(self.recent), self.epochs)
         epoch, now = self.recent[-1]["epoch"], time.monotonic()
         if self.bar is not None:
-            self.bar.update(epoch, text)
+            self.bar.update(self.line, completed=epoch, text=text)
         elif int(epoch) > self.reported or now - self.reported_at >= LINE_SECONDS:
             self.report_line(f"epoch {epoch:.4g}/{self.epochs}: {text}")
             self.reported, self.reported_at = int(epoch), now
@@ -97,28 +99,3 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // of} {below}"
     return f"{whole} s"
-
-
-class _Bar:
-    """One line at the bottom of a terminal."""
-
-    def __init__(self, console: Console, epochs: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("epoch {task.completed:.2f}/{task.total:g}"),
-            BarColumn(20),
-            TextColumn("{task.fields[text]}"),
-        )
-        self.live = Progress(*columns, console=console, refresh_per_second=2, transient=True)
-        self.task = self.live.add_task("", total=epochs, text="compiling")
-        self.live.start()
-
-    def update(self, epoch: float, text: str) -> None:
-        self.live.update(self.task, completed=epoch, text=text)
-
-    def print(self, line: str) -> None:
-        self.live.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        self.live.stop()

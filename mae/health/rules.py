@@ -11,7 +11,7 @@ import statistics
 from typing import Any, Literal, NamedTuple, Optional
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from mae.config.sections import Config, PretrainConfig
 from mae.runs.history import Past
@@ -20,12 +20,11 @@ RECENT = 20  # number of last readings that a rule about the current state uses
 LOST_SECONDS = 60.0  # losses of less than a minute are not reported
 
 Rows = list[dict[str, Any]]
+Fault = tuple[str, str, dict[str, Any]]  # message, config key that helps, figures
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, extra="forbid"):
     """A fault: when it occurred, its figures, and the config key that helps."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     about: Literal["loss", "speed"]
@@ -36,10 +35,8 @@ class Finding(BaseModel):
     last_step: int  # last step at which it was still found
 
 
-class Band(BaseModel):
+class Band(BaseModel, extra="forbid"):
     """The range of the loss at this point in earlier runs of this recipe."""
-
-    model_config = ConfigDict(extra="forbid")
 
     low: float
     high: float
@@ -120,19 +117,29 @@ def look(
     c: Course, ranks: dict[int, RankCourse], past: list[Past], lost_seconds: float = LOST_SECONDS
 ) -> tuple[list[Finding], Optional[Band]]:
     """Return the findings of all rules at the last reading of a course, and the expected band there."""
-    band = expected_band(c, past)
-    found = (
-        data_starvation(c, lost_seconds),
-        slow_rank(c, ranks, lost_seconds),
-        not_learning(c) or plateau(c),
-        exploding_gradient(c),
-        repeated_overflows(c),
-        above_band(c, band),
-    )
-    return [finding for finding in found if finding is not None], band
+    band, step = expected_band(c, past), int(c.step[-1])
+    stuck = not_learning(c)
+    rules: dict[str, Optional[Fault]] = {
+        "data_starvation": data_starvation(c, lost_seconds),
+        "slow_rank": slow_rank(c, ranks, lost_seconds),
+        "not_learning": stuck,
+        "plateau": plateau(c) if stuck is None else None,
+        "exploding_gradient": exploding_gradient(c),
+        "repeated_overflows": repeated_overflows(c),
+        "loss_above_band": above_band(c, band),
+    }
+    found = []
+    for name, fault in rules.items():
+        if fault is not None:
+            message, key, given = fault
+            about: Literal["loss", "speed"] = "speed" if name in ("data_starvation", "slow_rank") else "loss"
+            figures = {figure: round(float(value), 6) for figure, value in given.items()}
+            place = {"first_step": step, "last_step": step}
+            found.append(Finding(name=name, about=about, message=message, key=key, figures=figures, **place))
+    return found, band
 
 
-def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
+def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[Fault]:
     """The loop waited for batches in at least a fifth of the last RECENT intervals.
 
     With fast enough input the run would take four fifths of the time, which justifies a few more threads. A host that
@@ -147,10 +154,7 @@ def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[F
     if waited < 0.2 * took or ahead or c.data_lost[-1] < lost_seconds:
         return None
     workers = c.config.data.workers
-    return _finding(
-        c,
-        "data_starvation",
-        "speed",
+    return (
         f"the loop waited for batches {waited / took:.0%} of the time, {c.data_lost[-1]:,.0f} s so far: raise "
         f"data.workers ({workers}); if no core is free, store smaller images (data.short_side)",
         "data.workers",
@@ -158,7 +162,7 @@ def data_starvation(c: Course, lost_seconds: float = LOST_SECONDS) -> Optional[F
     )
 
 
-def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOST_SECONDS) -> Optional[Finding]:
+def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOST_SECONDS) -> Optional[Fault]:
     """The other ranks wait for one rank, for a tenth of the step longer than it waits for them.
 
     The threshold is a tenth because eight devices are published to be 4 % slower than one (ModelZoo-PyTorch, MAE on
@@ -198,7 +202,7 @@ def slow_rank(c: Course, ranks: dict[int, RankCourse], lost_seconds: float = LOS
             f"{which} although its batches are ready: it computes slowly, {cost}: check what else uses its cores, or "
             f"train without it (device.ranks, {c.config.device.ranks})"
         )
-    return _finding(c, "slow_rank", "speed", message, key, figures)
+    return message, key, figures
 
 
 def _others(values: dict[int, float], rank: int) -> float:
@@ -206,7 +210,7 @@ def _others(values: dict[int, float], rank: int) -> float:
     return statistics.median(value for other, value in values.items() if other != rank)
 
 
-def not_learning(c: Course) -> Optional[Finding]:
+def not_learning(c: Course) -> Optional[Fault]:
     """After a fifth of the training and the warm-up, the loss has not fallen by 2 %.
 
     A MAE that predicts each patch's mean stays at its first loss, and so does a classifier at chance. Every run that
@@ -218,10 +222,7 @@ def not_learning(c: Course) -> Optional[Finding]:
     if not now > 0.98 * first:
         return None
     key = f"{c.config.task}.blr"
-    return _finding(
-        c,
-        "not_learning",
-        "loss",
+    return (
         f"the loss is {now:.4g} after {c.progress:.0%} of the training and was {first:.4g} at its start: try "
         f"another {key} ({c.config.recipe.blr:.3g}), or a longer warm-up ({c.config.task}.warmup_epochs)",
         key,
@@ -229,7 +230,7 @@ def not_learning(c: Course) -> Optional[Finding]:
     )
 
 
-def plateau(c: Course) -> Optional[Finding]:
+def plateau(c: Course) -> Optional[Fault]:
     """In pre-training, the loss of the last tenth of the training is not lower than that of the tenth before.
 
     Not lower means: the fall is below 0.2 % by three standard errors. The rule applies between a fifth and three fifths
@@ -249,10 +250,7 @@ def plateau(c: Course) -> Optional[Finding]:
     error = np.sqrt(before.var() / len(before) + now.var() / len(now)) / before.mean()
     if fall + 3 * error >= 0.002:
         return None
-    return _finding(
-        c,
-        "plateau",
-        "loss",
+    return (
         f"the loss stays at {now.mean():.4g}: it fell by {fall:.2%} (standard error {error:.2%}) in the last "
         f"{tenth:.3g} epochs, with the learning rate near its peak: try another pretrain.blr ({recipe.blr:.3g})",
         "pretrain.blr",
@@ -260,7 +258,7 @@ def plateau(c: Course) -> Optional[Finding]:
     )
 
 
-def exploding_gradient(c: Course) -> Optional[Finding]:
+def exploding_gradient(c: Course) -> Optional[Fault]:
     """After the warm-up, the median of the last 5 gradient norms is ten times that of the 200 readings before.
 
     Single high norms are common and harmless. In healthy runs the median changes by a factor of 2 to 3 over the whole
@@ -276,10 +274,7 @@ def exploding_gradient(c: Course) -> Optional[Finding]:
     recipe, task = c.config.recipe, c.config.task
     key = f"{task}.clip_grad" if recipe.clip_grad is None else f"{task}.blr"
     what = f"set {key} to about {2 * before:.2g}" if recipe.clip_grad is None else f"lower {key} ({recipe.blr:.3g})"
-    return _finding(
-        c,
-        "exploding_gradient",
-        "loss",
+    return (
         f"the gradient norm is {now:.3g} and was {before:.3g} before: {what}, and start from an earlier checkpoint "
         "(mae train --from)",
         key,
@@ -287,7 +282,7 @@ def exploding_gradient(c: Course) -> Optional[Finding]:
     )
 
 
-def repeated_overflows(c: Course) -> Optional[Finding]:
+def repeated_overflows(c: Course) -> Optional[Fault]:
     """At least 1 % of the last 1,000 updates, and at least 10, were skipped because float16 overflowed.
 
     The loss scale is doubled after 2,000 good updates, so one skipped update in 2,000 is normal. The first 200 updates
@@ -301,10 +296,7 @@ def repeated_overflows(c: Course) -> Optional[Finding]:
         return None
     pretrain = c.config.task == "pretrain" and not c.config.compute.decoder_float32
     key, to = ("compute.decoder_float32", "true") if pretrain else ("compute.dtype", "float32")
-    return _finding(
-        c,
-        "repeated_overflows",
-        "loss",
+    return (
         f"{skipped:.0f} of the last {updates:.0f} updates were skipped because float16 overflowed: set {key} to {to}, "
         f"or lower {c.config.task}.blr ({c.config.recipe.blr:.3g}), and start from a checkpoint (mae train --from)",
         key,
@@ -337,24 +329,13 @@ def expected_band(c: Course, past: list[Past]) -> Optional[Band]:
     )
 
 
-def above_band(c: Course, band: Optional[Band]) -> Optional[Finding]:
+def above_band(c: Course, band: Optional[Band]) -> Optional[Fault]:
     """The loss is above the band of earlier runs of the recipe."""
     if band is None or band.loss <= band.high:
         return None
-    return _finding(
-        c,
-        "loss_above_band",
-        "loss",
+    return (
         f"the loss is {band.loss:.4g} and {band.low:.4g} to {band.high:.4g} was expected from {band.origin}. The "
         f"recipe is the same, so check what else changed: code, libraries, device; the seed is {c.config.seed}",
         "seed",
         {"loss": band.loss, "low": band.low, "high": band.high},
     )
-
-
-def _finding(
-    c: Course, name: str, about: Literal["loss", "speed"], message: str, key: str, figures: dict[str, float]
-) -> Finding:
-    step = int(c.step[-1])
-    rounded = {figure: round(float(value), 6) for figure, value in figures.items()}
-    return Finding(name=name, about=about, message=message, key=key, figures=rounded, first_step=step, last_step=step)

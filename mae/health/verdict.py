@@ -10,22 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.files import write_json
 from mae.health.rules import LOST_SECONDS, Band, Finding, RankCourse, Rows, course, look, rank_course
 from mae.runs.fork import load_fork
 from mae.runs.history import Past, past_runs, recipe_history, remember
+from mae.runs.log import RANKS, read_lines
 from mae.runs.run import Run
 
 FILE = "verdict.json"
 EVERY = 10  # readings between two looks
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, extra="forbid"):
     """verdict.json."""
-
-    model_config = ConfigDict(extra="forbid")
 
     run: str
     step: int
@@ -58,7 +57,7 @@ class Watch:
     def add(self, lines: Rows) -> list[Finding]:
         """Take new readings and return the findings that appear for the first time."""
         self.lines += lines
-        due = [count for count in range(self.looked + EVERY, len(self.lines) + 1) if count % EVERY == 0]
+        due = range(self.looked + EVERY, len(self.lines) + 1, EVERY)
         if not due:
             return []
         self.looked = due[-1]
@@ -131,8 +130,10 @@ def looks(count: int) -> list[int]:
 
 
 def rank_courses(run: Run) -> dict[int, RankCourse]:
-    """Return how each rank spent its time, by rank."""
-    return {rank: rank_course(lines) for rank, lines in run.rank_lines().items()}
+    """Return how each rank spent its time, by rank; ranks without lines in metrics/rank_<n>.jsonl are left out."""
+    paths = (run.directory / RANKS).glob("rank_*.jsonl")
+    found = {int(path.stem[5:]): read_lines(path) for path in paths}
+    return {rank: rank_course(lines) for rank, lines in found.items() if lines}
 
 
 def _expected(band: Optional[Band], past: list[Past], folder: Path) -> str:

@@ -5,11 +5,11 @@ Figures for Ascend are computed from published rates, figures for a CPU from ste
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Optional
-
-from pydantic import BaseModel, ConfigDict
 
 from datasets.base.errors import InputError
 from datasets.batches import steps_per_epoch
@@ -32,11 +32,11 @@ DISK_RATE = 0.8e9  # bytes/s written to a local disk (tests/benchmarks/bench_sha
 FAILURE_DEVICE_HOURS = 50_600  # between two failures: Llama 3, 419 in 54 days on 16,384 GPUs (arXiv 2407.21783, 3.3.4)
 RESTART_SECONDS = 180.0  # to notice a failure, start the ranks and compile the graph again
 
+Add = Callable[[str, float, str, str], float]  # adds name, value, unit and calculation; returns the value
 
-class Figure(BaseModel):
+
+class Figure(NamedTuple):
     """One number of an estimate and its calculation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stage: str
     name: str
@@ -45,12 +45,16 @@ class Figure(BaseModel):
     how: str
 
 
-class Estimate(BaseModel):
+class Estimate:
     """The estimated costs of a job. Hours are wall-clock hours; a GB is 10^9 bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    def __init__(self) -> None:
+        self.figures: list[Figure] = []
 
-    figures: list[Figure]
+    def add(self, stage: str, name: str, value: float, unit: str, how: str) -> float:
+        """Add a figure and return its number."""
+        self.figures.append(Figure(stage, name, value, unit, how))
+        return value
 
     def value(self, stage: str, name: str) -> float:
         """Return the number of one figure; raise KeyError if there is none of that name."""
@@ -87,11 +91,12 @@ def estimate(
     """
     data, devices = _data(config, images), servers * config.device.ranks
     rates = core_rates(config.model.image_shape, config.recipe.crop_scale)
-    figures = _preparation(data, rates)
-    for task, recipe in config.recipes():
+    result = Estimate()
+    _preparation(functools.partial(result.add, "data"), data, rates)
+    for task, _ in config.recipes():
         given = rate if task == config.task else None
-        figures += _training(task, recipe, config, data, devices, given, rates)
-    return Estimate(figures=figures)
+        _training(functools.partial(result.add, task), task, config, data, devices, given, rates)
+    return result
 
 
 def parameter_count(model: ModelConfig, classes: Optional[int] = None) -> int:
@@ -124,58 +129,44 @@ def _data(config: Config, images: Optional[int]) -> DataSize:
     )
 
 
-class _Sheet:
-    """The figures of one stage."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
-        self.figures: list[Figure] = []
-
-    def add(self, name: str, value: float, unit: str, how: str) -> float:
-        self.figures.append(Figure(stage=self.stage, name=name, value=value, unit=unit, how=how))
-        return value
-
-
-def _preparation(data: DataSize, rates: CoreRates) -> list[Figure]:
-    sheet, cores, count = _Sheet("data"), len(os.sched_getaffinity(0)), data.train + data.val
-    sheet.add("images", count, "", data.source)
+def _preparation(add: Add, data: DataSize, rates: CoreRates) -> None:
+    cores, count = len(os.sched_getaffinity(0)), data.train + data.val
+    add("images", count, "", data.source)
     how = f"{count:,} images / ({rates.validated:,.0f} images/s and core, measured here, * {cores} cores)"
-    sheet.add("validate", count / (rates.validated * cores) / 3600, "h", how)
+    add("validate", count / (rates.validated * cores) / 3600, "h", how)
     how = f"{data.bytes / 1e9:,.1f} GB / {DISK_RATE / 1e9:.1f} GB/s written"
-    sheet.add("shard", data.bytes / DISK_RATE / 3600, "h", how)
-    sheet.add("records", data.bytes / 1e9, "GB", "the bytes of the images, which are not changed")
-    return sheet.figures
+    add("shard", data.bytes / DISK_RATE / 3600, "h", how)
+    add("records", data.bytes / 1e9, "GB", "the bytes of the images, which are not changed")
 
 
 def _training(
-    task: str, recipe: Recipe, config: Config, data: DataSize, devices: int, rate: Optional[float], rates: CoreRates
-) -> list[Figure]:
-    sheet, model = _Sheet(task), config.model
+    add: Add, task: str, config: Config, data: DataSize, devices: int, rate: Optional[float], rates: CoreRates
+) -> None:
+    recipe, model = dict(config.recipes())[task], config.model
     batch, key = recipe.batch_size * recipe.accum_iter, f"{task}.batch_size"
     updates = steps_per_epoch(data.train, batch_size=batch, ranks=devices, key=key)
     effective = batch * devices
     how = f"{recipe.batch_size} images * {recipe.accum_iter} accumulated * {devices} devices"
-    sheet.add("effective batch", effective, "images", how)
+    add("effective batch", effective, "images", how)
     how = f"{recipe.epochs} epochs * ({data.train:,} images // {effective:,})"
-    steps = sheet.add("updates", recipe.epochs * updates, "", how)
+    steps = add("updates", recipe.epochs * updates, "", how)
     how = f"{1 if isinstance(recipe, LinearConfig) else TRAINING} * the forward pass's matrix products"
-    flops = sheet.add("work", training_flops(model, recipe) / 1e9, "GFLOP/image", how) * 1e9
-    speed = _speed(sheet, task, config, flops, rate, data.classes)
+    flops = add("work", training_flops(model, recipe) / 1e9, "GFLOP/image", how) * 1e9
+    speed = _speed(add, task, config, flops, rate, data.classes)
     how = f"{steps:,.0f} updates * {effective:,} images / ({speed:,.0f} images/s * {devices} devices)"
-    hours = sheet.add("time", steps * effective / (speed * devices) / 3600, "h", how)
+    hours = add("time", steps * effective / (speed * devices) / 3600, "h", how)
     how = f"{speed:,.0f} images/s / {rates.trained:,.0f} images/s and core, measured here"
-    sheet.add("input cores", speed / rates.trained, "per device", how)
+    add("input cores", speed / rates.trained, "per device", how)
     parameters = parameter_count(model, None if task == "pretrain" else data.classes)
     trained = data.classes * (model.embed_dim + 1) if isinstance(recipe, LinearConfig) else parameters
-    _memory(sheet, recipe, config, parameters, trained)
-    _checkpoints(sheet, recipe, parameters, trained, hours, updates, devices)
-    return sheet.figures
+    _memory(add, recipe, config, parameters, trained)
+    _checkpoints(add, recipe, parameters, trained, hours, updates, devices)
 
 
-def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optional[float], classes: int) -> float:
+def _speed(add: Add, task: str, config: Config, flops: float, rate: Optional[float], classes: int) -> float:
     """Return the training images per second and device."""
     if rate is not None:
-        return sheet.add("rate", rate, "images/s and device", "given")
+        return add("rate", rate, "images/s and device", "given")
     if config.device.target == "Ascend":
         if config.compute.float32_products:
             expected, todo = "float16 products, for which a 910A's rate is published", "give --rate, measured on a 910A"
@@ -185,25 +176,25 @@ def _speed(sheet: _Sheet, task: str, config: Config, flops: float, rate: Optiona
         how = f"{peak}, / {flops / 1e9:.1f} GFLOP"
         if config.compute.recompute and task != "linear":
             share, how = share * 3 / 4, f"{how} * 3 / 4, because each block is computed twice"
-        return sheet.add("rate", share * PEAK_910A / flops, "images/s and device", how)
+        return add("rate", share * PEAK_910A / flops, "images/s and device", how)
     found = measure(config.model_copy(update={"task": task}), classes)
     how = f"measured here: {found.images:,} images in {found.seconds:.3f} s (mean of {found.steps} steps)"
-    sheet.add("measured memory", found.peak_bytes / 1e9, "GB per device", "peak resident memory of the rank")
-    return sheet.add("rate", found.images / found.seconds, "images/s and device", how)
+    add("measured memory", found.peak_bytes / 1e9, "GB per device", "peak resident memory of the rank")
+    return add("rate", found.images / found.seconds, "images/s and device", how)
 
 
-def _memory(sheet: _Sheet, recipe: Recipe, config: Config, parameters: int, trained: int) -> None:
+def _memory(add: Add, recipe: Recipe, config: Config, parameters: int, trained: int) -> None:
     half = config.compute.dtype == "float16" or (config.compute.dtype is None and config.device.target == "Ascend")
     held = {"weights": 4, **({"halves": 2} if half else {})}
     each = {"gradients": 4, **({"sums": 4} if recipe.accum_iter > 1 else {}), **_optimizer_bytes(recipe)}
     state, how = _bytes(parameters, held, trained, each)
-    sheet.add("state", state / 1e9, "GB per device", how)
+    add("state", state / 1e9, "GB per device", how)
     probe = isinstance(recipe, LinearConfig)
     kept = recipe.batch_size * _activation_bytes(config.model, recipe, 2 if half else 4, config.compute.recompute)
     what = "one block at a time, because none is trained" if probe else "kept in each block for the backward pass"
-    sheet.add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
+    add("activations", kept / 1e9, "GB per device", f"{recipe.batch_size} images; {what}")
     if config.device.target == "Ascend":
-        sheet.add("memory", (state + kept) / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
+        add("memory", (state + kept) / ASCEND_MEMORY, "of a 910A's 32 GB", "state and activations")
 
 
 def _optimizer_bytes(recipe: Recipe) -> dict[str, int]:
@@ -244,12 +235,12 @@ def _activation_bytes(model: ModelConfig, recipe: Recipe, size: int, recompute: 
 
 
 def _checkpoints(
-    sheet: _Sheet, recipe: Recipe, parameters: int, trained: int, hours: float, updates: int, devices: int
+    add: Add, recipe: Recipe, parameters: int, trained: int, hours: float, updates: int, devices: int
 ) -> None:
     files = {"weights": 4, **({"averaged": 4} if recipe.ema else {})}
     written, how = _bytes(parameters, files, trained, _optimizer_bytes(recipe))
-    size = sheet.add("checkpoint", written / 1e9, "GB", how)
-    seconds = sheet.add("checkpoint time", written / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
+    size = add("checkpoint", written / 1e9, "GB", how)
+    seconds = add("checkpoint time", written / DISK_RATE, "s", f"{size:.2f} GB / {DISK_RATE / 1e9:.1f} GB/s")
     steps, every = recipe.epochs * updates, recipe.checkpoint_steps
     ends = {*range(updates, steps + 1, updates), *(range(every, steps + 1, every) if every else ())}
     due = sorted(step for step in ends if recipe.checkpoint_due(step, updates))
@@ -258,13 +249,13 @@ def _checkpoints(
     how += f"; every {recipe.keep_epochs} epochs, kept for good" if recipe.keep_epochs else ""
     how += f"; every {every} of {steps:,} updates" if every else ""
     count, kept = len(due), len({*due[-recipe.keep_checkpoints :], *permanent})
-    sheet.add("checkpoints", count, "", how)
-    sheet.add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
+    add("checkpoints", count, "", how)
+    add("checkpoints on disk", kept * size, "GB", f"{kept} kept * {size:.2f} GB")
     interval = hours * 3600 / count
     how = f"{hours:,.1f} h * {devices} devices / {FAILURE_DEVICE_HOURS:,} device-hours (Llama 3's)"
-    failures = sheet.add("failures", hours * devices / FAILURE_DEVICE_HOURS, "expected", how)
+    failures = add("failures", hours * devices / FAILURE_DEVICE_HOURS, "expected", how)
     how = f"{failures:.3f} failures * ({interval:,.0f} s / 2 + {RESTART_SECONDS:.0f} s) + {count} * {seconds:.1f} s"
-    sheet.add("expected loss", (failures * (interval / 2 + RESTART_SECONDS) + count * seconds) / 3600, "h", how)
+    add("expected loss", (failures * (interval / 2 + RESTART_SECONDS) + count * seconds) / 3600, "h", how)
     between = FAILURE_DEVICE_HOURS / devices * 3600
     how = f"sqrt(2 * {seconds:.1f} s * {between:,.0f} s between failures) (Young 1974)"
-    sheet.add("best interval", optimal_interval(seconds, between) / 60, "min between checkpoints", how)
+    add("best interval", optimal_interval(seconds, between) / 60, "min between checkpoints", how)

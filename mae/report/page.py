@@ -12,7 +12,7 @@ import math
 import statistics
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Optional
 from urllib.parse import quote
 
 import jinja2
@@ -46,30 +46,6 @@ class ReportPage(StageResult):
     digest: str  # SHA-256 of the page; the page itself shows the digest of its sources
 
 
-class ScoreRow(NamedTuple):
-    """The accuracy of an encoder: texts, and the lengths of its bar in percent."""
-
-    label: str
-    ours: bool
-    cells: list[str]
-    bar: float
-    low: float  # ends of the standard error
-    high: float
-
-
-class ProtocolView(NamedTuple):
-    """The result of a protocol."""
-
-    name: str
-    label: str  # first line of the docstring of the protocol's file
-    top1: Optional[str]  # of the run's own encoder
-    columns: list[str]
-    rows: list[ScoreRow]
-    missing: list[str]  # baselines without a score
-    settings: str
-    source: str  # file of the result
-
-
 class View:
     """The content of the page: what the files have, and the texts and flags that follow from it."""
 
@@ -77,8 +53,8 @@ class View:
         self.run, self.found, self.config, self.recipe = run, found, run.config, run.config.recipe
         self.digest = value_digest({file.name: file.digest for file in found.files})
         views = [_protocol(*item) for item in found.evaluations.items()]
-        self.protocols = sorted(views, key=lambda view: view.name)
-        self.not_run = ", ".join(name for name in protocol_names() if name not in {view.name for view in views})
+        self.protocols = sorted(views, key=lambda view: str(view["name"]))
+        self.not_run = ", ".join(sorted({*protocol_names()} - {str(view["name"]) for view in views}))
         self.headline = _headline(found)
         self._add_data()
         self._add_training()
@@ -144,7 +120,8 @@ def _pages() -> jinja2.Environment:
     return pages
 
 
-def _protocol(source: str, result: EvaluationFile) -> ProtocolView:
+def _protocol(source: str, result: EvaluationFile) -> dict[str, object]:
+    """Return the result of a protocol as texts, and the lengths of each score's bar in percent."""
     module = protocols().get(result.protocol)
     scores = {score.encoder: score for score in result.results}
     top5 = any(score.top5 is not None for score in scores.values())
@@ -157,20 +134,22 @@ def _protocol(source: str, result: EvaluationFile) -> ProtocolView:
         cells += [f"{score.images:,}"]
         cells += [f"{score.features:,}" if score.features is not None else ""] * features
         label = {**OURS, **BASELINES}.get(encoder)
-        bar = (round(length, 3) for length in (value, max(value - error, 0), min(value + error, 100)))
-        rows.append(ScoreRow(label.capitalize() if label else encoder, encoder in OURS, cells, *bar))
+        bar = {"bar": value, "low": max(value - error, 0), "high": min(value + error, 100)}
+        lengths = {name: round(length, 3) for name, length in bar.items()}
+        row = {"label": label.capitalize() if label else encoder, "ours": encoder in OURS, "cells": cells}
+        rows.append({**row, **lengths})
     compares = hasattr(module, "predict")  # protocols on frozen features compare the encoder with the baselines
     inputs = {**result.settings, "checkpoint": result.checkpoint[:12], "records": result.records[:12]}
-    return ProtocolView(
-        name=result.protocol,
-        label=((module.__doc__ if module else None) or "").partition("\n")[0],
-        top1=next((_percent(score.top1) for score in scores.values() if score.encoder in OURS), None),
-        columns=["Top-1", *["Top-5"] * top5, "Images", *["Features"] * features],
-        rows=rows,
-        missing=[label.capitalize() for encoder, label in BASELINES.items() if compares and encoder not in scores],
-        settings=" \u00b7 ".join(f"{key} {value}" for key, value in inputs.items()),
-        source=source,
-    )
+    return {
+        "name": result.protocol,
+        "label": ((module.__doc__ if module else None) or "").partition("\n")[0],
+        "top1": next((_percent(score.top1) for score in scores.values() if score.encoder in OURS), None),
+        "columns": ["Top-1", *["Top-5"] * top5, "Images", *["Features"] * features],
+        "rows": rows,
+        "missing": [label.capitalize() for encoder, label in BASELINES.items() if compares and encoder not in scores],
+        "settings": " \u00b7 ".join(f"{key} {value}" for key, value in inputs.items()),
+        "source": source,
+    }
 
 
 def _headline(found: Contents) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from datasets.base.errors import InputError
 from mae.health.verdict import FILE as VERDICT
@@ -27,10 +27,8 @@ MOST_PICTURES = 24  # a picture of a ViT-B/16 has about 0.2 MB: the page stays b
 T = TypeVar("T", bound=BaseModel)
 
 
-class Picture(BaseModel):
+class Picture(BaseModel, allow_inf_nan=False):
     """A row of predictions.parquet with a reconstruction, and the content of its picture's file."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     path: str
     image_file: str
@@ -76,7 +74,7 @@ class Contents:
         self.verdict = self._optional(VERDICT, "health of the training", Verdict) or _judge(run)
         self.fork = self._optional(FORK, "start of the run", Fork)
         names = [f"evaluations/{path.name}" for path in sorted(run.evaluations.glob("*.json"))]
-        self.evaluations = {name: self._evaluation(name) for name in names}
+        self.evaluations = {name: self._check(name, self._read(name, "accuracy"), EvaluationFile) for name in names}
         self.pictures: list[Picture] = []
         self.predicted: Optional[int] = None
         if self.has(PREDICTIONS):
@@ -127,10 +125,6 @@ class Contents:
             now = self.readings[-1].seconds
             self.seconds += now - (clock if clock <= now else 0)  # a resumed run counts from 0 again
             clock = now
-
-    def _evaluation(self, name: str) -> EvaluationFile:
-        found = self._check(name, self._read(name, "accuracy"), EvaluationFile)
-        return found.model_copy(update={"protocol": current_name(found.protocol, found.version)})
 
     def _read_pictures(self) -> None:
         todo = "run `mae predict` again"

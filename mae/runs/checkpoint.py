@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -29,10 +29,8 @@ logger = logging.getLogger(__name__)
 _digests: dict[tuple[Any, ...], str] = {}  # of this process, by path and file status
 
 
-class State(BaseModel):
+class State(BaseModel, extra="forbid"):
     """state.json: where the run was when it wrote the checkpoint."""
-
-    model_config = ConfigDict(extra="forbid")
 
     step: int
     epoch: int  # completed epochs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.files import write_json
 from datasets.manifest import MANIFEST, fault_counts
@@ -11,10 +11,8 @@ from mae.runs.run import Run
 FILE = "data.json"
 
 
-class DataFacts(BaseModel):
+class DataFacts(BaseModel, extra="forbid"):
     """data.json. `faults` has the number of files by status."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     root: str

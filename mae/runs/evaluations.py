@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Optional
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field, model_validator
 
 LAST_OLD_VERSION = 2  # up to this version, logistic regression was called `linear`
 
 
-class Score(BaseModel):
+class Score(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Accuracy of one encoder on the validation split. `top1` and `top5` are shares of `images`, between 0 and 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     encoder: str  # pretrained, finetuned, or a baseline: random, pixels
     top1: float = Field(ge=0, le=1)
@@ -22,10 +20,8 @@ class Score(BaseModel):
     features: Optional[int] = None  # numbers per image that the classifier saw
 
 
-class EvaluationFile(BaseModel):
-    """The content of evaluations/<protocol>.json. Digests are hexadecimal SHA-256 values."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+class EvaluationFile(BaseModel, extra="forbid", allow_inf_nan=False):
+    """The content of evaluations/<protocol>.json, also of earlier versions. Digests are hexadecimal SHA-256 values."""
 
     protocol: str
     version: int  # of the protocol
@@ -35,6 +31,11 @@ class EvaluationFile(BaseModel):
     results: list[Score]
     seconds: float = 0.0
 
+    @model_validator(mode="after")
+    def _todays_name(self) -> EvaluationFile:
+        self.protocol = current_name(self.protocol, self.version)
+        return self
+
 
 def current_name(protocol: str, version: int) -> str:
     """Return today's name of a protocol in a result of any age."""
@@ -42,11 +43,10 @@ def current_name(protocol: str, version: int) -> str:
 
 
 def read_evaluation(path: Path) -> EvaluationFile:
-    """Read a result file, also one of an earlier version.
+    """Read a result file.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not JSON, or not a result.
     """
-    found = EvaluationFile.model_validate_json(path.read_text(), strict=True)
-    return found.model_copy(update={"protocol": current_name(found.protocol, found.version)})
+    return EvaluationFile.model_validate_json(path.read_text(), strict=True)

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Optional
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.errors import InputError
 from datasets.base.files import atomic_directory, write_json
@@ -22,10 +22,8 @@ from mae.runs.run import FALLBACK, Run
 FORK = "fork.json"
 
 
-class Fork(BaseModel):
+class Fork(BaseModel, extra="forbid"):
     """fork.json."""
-
-    model_config = ConfigDict(extra="forbid")
 
     checkpoint: str
     step: int

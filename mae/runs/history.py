@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.digests import value_digest
 from datasets.base.files import write_json
@@ -15,10 +14,8 @@ from mae.runs.run import Run
 POINTS = 500  # of a stored curve
 
 
-class Past(BaseModel):
+class Past(BaseModel, extra="forbid"):
     """The loss of a finished run: means over intervals of equal length, and the epoch at the end of each."""
-
-    model_config = ConfigDict(extra="forbid")
 
     run: str
     seed: int
@@ -57,4 +54,4 @@ def remember(run: Run) -> Path:
 def past_runs(run: Run) -> list[Past]:
     """Return the finished runs of the same recipe in the workspace, without `run` itself."""
     files = sorted(recipe_history(run).glob("*.json"))
-    return [Past.model_validate(json.loads(path.read_text())) for path in files if path.stem != run.name]
+    return [Past.model_validate_json(path.read_text()) for path in files if path.stem != run.name]

@@ -33,18 +33,14 @@ def run_inputs(config: Config) -> dict[str, Any]:
     for key in IMMATERIAL:
         if key != "batch_size" or not _mixes(config.recipe):
             section.pop(key, None)
-    found: dict[str, Any] = {"device.target": config.device.target, "global batch": global_batch(config)}
+    images = config.recipe.batch_size * config.recipe.accum_iter * config.device.ranks  # per update
+    found: dict[str, Any] = {"device.target": config.device.target, "global batch": images}
     for key, value in values.items():
         found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     found["records"] = load_index(records).result(records, reused=True).digest
     if config.init is not None:
         found["init"] = model_digest(model_file(Path(config.init)))
     return found
-
-
-def global_batch(config: Config) -> int:
-    """Return the number of images per update, over all ranks."""
-    return config.recipe.batch_size * config.recipe.accum_iter * config.device.ranks
 
 
 def differences(written: dict[str, Any], wanted: dict[str, Any]) -> str:

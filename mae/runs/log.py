@@ -28,7 +28,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from datasets.base.files import atomic_write
 
@@ -38,10 +38,8 @@ KIND, EVALUATION = "kind", "evaluation"
 Line = dict[str, Any]
 
 
-class Entry(BaseModel):
+class Entry(BaseModel, allow_inf_nan=False):
     """What every line of metrics.jsonl has. This type and the next two name the values that pages show."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
     kind: Optional[str] = None
     step: int

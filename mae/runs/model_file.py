@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Optional
 
@@ -65,7 +64,7 @@ def load_card(path: Path) -> ModelCard:
     if text is None:
         todo = "give a checkpoint that `mae train` wrote"
         raise InputError(path, expected="a model description in the header", found="none", todo=todo)
-    return ModelCard.model_validate(json.loads(text))
+    return ModelCard.model_validate_json(text)
 
 
 def load_weights(path: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
@@ -27,10 +27,8 @@ CONFIG, FALLBACK = "config.yaml", "fallback.json"
 logger = logging.getLogger(__name__)
 
 
-class Fallback(BaseModel):
+class Fallback(BaseModel, extra="forbid"):
     """fallback.json: from step `from_step` on, the decoder is computed in float32, because of `failure`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     decoder: str = "float32"
     failure: str  # name of the failure's directory
@@ -56,10 +54,19 @@ class Run:
     Attributes:
         directory: the run's folder; it may not exist yet.
         config: the resolved config, as config.yaml has it.
+        name, workspace: the folder's name, and the workspace that it is in.
+        records: the directory of the records that the run trains on.
+        checkpoints: the folder of the checkpoints (see `mae.runs.checkpoint`).
+        metrics: metrics.jsonl (see `mae.runs.log`).
+        evaluations: the folder of the results, one file per protocol (see `mae.runs.evaluations`).
     """
 
     def __init__(self, directory: Path, config: Config) -> None:
         self.directory, self.config = directory, config
+        self.name, self.workspace = directory.name, directory.parent.parent
+        self.records = Path(str(config.data.records))
+        self.checkpoints, self.metrics = directory / "checkpoints", directory / log.METRICS
+        self.evaluations = directory / "evaluations"
 
     @classmethod
     def open(cls, directory: Path) -> Run:
@@ -106,21 +113,6 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         atomic_write(self.directory / CONFIG, dump_config(self.config))
 
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.directory.name
-
-    @property
-    def workspace(self) -> Path:
-        """The workspace that the run is in."""
-        return self.directory.parents[1]
-
-    @property
-    def records(self) -> Path:
-        """The records directory that the run trains on."""
-        return Path(str(self.config.data.records))
-
     @functools.cached_property
     def index(self) -> Index:
         """The index of these records."""
@@ -145,11 +137,6 @@ class Run:
         compute = self.config.compute.model_copy(update={"decoder_float32": True})
         return self.config.model_copy(update={"compute": compute})
 
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.directory / "checkpoints"
-
     def newest(self) -> Optional[Path]:
         """Return the directory of the newest intact checkpoint. A process reads each unchanged file once for this."""
         return checkpoint.newest(self.checkpoints)
@@ -164,11 +151,6 @@ class Run:
             return None
         model, digest = newest / checkpoint.MODEL, state.digests[checkpoint.MODEL]
         return Training(run_dir=self.directory, checkpoint=model, digest=digest, steps=state.step, loss=state.loss)
-
-    @property
-    def metrics(self) -> Path:
-        """metrics.jsonl (see `mae.runs.log`)."""
-        return self.directory / log.METRICS
 
     def readings(self) -> list[log.Line]:
         """Return the readings of the training, oldest first."""
@@ -185,14 +167,3 @@ class Run:
             return True
         found = {line["protocol"] for line in self.measurements() if line["step"] == step}
         return found >= set(recipe.eval_protocols)
-
-    @property
-    def evaluations(self) -> Path:
-        """The folder of the results, one file per protocol (see `mae.runs.evaluations`)."""
-        return self.directory / "evaluations"
-
-    def rank_lines(self) -> dict[int, list[log.Line]]:
-        """Return the lines of metrics/rank_<n>.jsonl by rank; ranks without lines are left out."""
-        paths = (self.directory / log.RANKS).glob("rank_*.jsonl")
-        found = {int(path.stem[5:]): log.read_lines(path) for path in paths}
-        return {rank: lines for rank, lines in found.items() if lines}

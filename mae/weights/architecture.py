@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from datasets.base.errors import InputError
+from mae.config.load import invalid, unknown_key
 from mae.config.sections import IMAGENET_MEAN, IMAGENET_STD, ModelConfig
 from mae.model.card import ModelCard
 
@@ -21,6 +21,7 @@ from mae.model.card import ModelCard
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
 CARD_SETTINGS = ("mask_ratio", "classes")  # settings that are fields of ModelCard, not of ModelConfig
+SETTINGS = sorted([*ModelConfig.model_fields, *CARD_SETTINGS])
 IMAGENET = MappingProxyType({"pixel_mean": IMAGENET_MEAN, "pixel_std": IMAGENET_STD})
 _PUBLISHED = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+(_dec512d8b)?")
 
@@ -32,25 +33,6 @@ class Facts(NamedTuple):
     kind: Optional[str] = None
     classes: Optional[list[str]] = None
     mask_ratio: Optional[float] = None
-
-
-class Architecture(NamedTuple):
-    """The card of the requested model, the grid of the file's position embedding, and what was assumed."""
-
-    card: ModelCard
-    grid: tuple[int, int]  # rows, columns
-    assumed: list[str]
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise InputError if a name is neither a field of ModelConfig nor one of CARD_SETTINGS."""
-    known = [*ModelConfig.model_fields, *CARD_SETTINGS]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            todo = f"did you mean {near[0]}?" if near else "remove it"
-            expected = f"one of {', '.join(sorted(known))}"
-            raise InputError(f"setting {name}", expected=expected, found="an unknown name", todo=todo)
 
 
 def facts_from_args(args: Mapping[str, Any]) -> Facts:
@@ -88,15 +70,18 @@ def describe(
     *,
     where: object,
     random_decoder: bool = False,
-) -> Architecture:
-    """Return the architecture of weights that have our names.
+) -> tuple[ModelCard, tuple[int, int], list[str]]:
+    """Return the card of weights that have our names, the grid of their position embedding, and what was assumed.
 
     The caller's settings take precedence over the file's facts, and those over the shapes. If they contradict the
     weights, `layouts.differences` finds it afterwards.
 
     Raises:
-        InputError: the weights are not a vision transformer's, a size cannot be found, or a setting is out of range.
+        InputError: the weights are not a vision transformer's, a size cannot be found, or a setting is not valid.
     """
+    for name in settings:
+        if name not in SETTINGS:
+            raise unknown_key(f"setting {name}", name, SETTINGS)
     shown = _shown(weights, where)
     kind = source_kind = facts.kind or _kind(weights)
     if random_decoder:
@@ -142,16 +127,9 @@ def describe(
         "mask_ratio": mask_ratio if kind == "mae" else None,
     }
     try:
-        return Architecture(ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed)
+        return ModelCard.model_validate({**values, "model": ModelConfig(**fields)}), grid, assumed
     except ValidationError as error:
-        first = error.errors()[0]
-        # pydantic puts the branch of a union into the path: `constrained-int`
-        key = ".".join(str(part) for part in first["loc"] if "constrained" not in str(part))
-        expected, found = first["msg"], repr(first["input"])
-        if first["type"] == "value_error":  # our validators' messages contain both
-            expected, found = "sizes that fit", str(first["ctx"]["error"])
-        todo = "correct the setting, or give a supported model"
-        raise InputError(f"{where}: {key}".rstrip(": "), expected=expected, found=found, todo=todo) from None
+        raise invalid(where, error) from None
 
 
 def _kind(weights: Mapping[str, np.ndarray]) -> str:

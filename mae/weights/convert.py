@@ -21,7 +21,7 @@ from mae.model.pos_embed import interpolate
 from mae.runs.checkpoint import MODEL, digest_once
 from mae.runs.model_file import CONFIG, FOLDER_FILES, PREPROCESSOR, model_file
 from mae.weights import hugging_face
-from mae.weights.architecture import IMAGENET, Facts, check_settings, describe, facts_from_args, fields_from_name
+from mae.weights.architecture import IMAGENET, Facts, describe, facts_from_args, fields_from_name
 from mae.weights.files import WeightFile, read_file, write_file
 from mae.weights.layouts import detect, differences, shapes, to_hugging_face, to_ours
 
@@ -129,7 +129,6 @@ def convert(
 
 def _load(source: PathLike, settings: Mapping[str, Any], random_decoder: bool) -> Loaded:
     """Return a model whose card always describes its conversion."""
-    check_settings(settings)
     path = model_file(Path(source))
     file = read_file(path)
     layout = detect(file.weights)
@@ -139,13 +138,13 @@ def _load(source: PathLike, settings: Mapping[str, Any], random_decoder: bool) -
         dropped += [name for name in weights if name.removeprefix("vit.").startswith("pooler.")]
     weights = {name: value for name, value in weights.items() if name not in dropped}
     facts, assumed = _facts(path, file, layout)
-    found = describe(weights, facts, settings, where=path, random_decoder=random_decoder)
-    card, changed = found.card, list(file.changed)
-    if card.model.grid != found.grid:
+    card, grid, more = describe(weights, facts, settings, where=path, random_decoder=random_decoder)
+    changed = list(file.changed)
+    if card.model.grid != grid:
         for name in {"pos_embed", "decoder_pos_embed"} & set(weights):
-            if weights[name].ndim == 3 and weights[name].shape[:2] == (1, 1 + found.grid[0] * found.grid[1]):
-                weights[name] = interpolate(weights[name], found.grid, card.model.grid)
-                old, new = ("x".join(map(str, grid)) for grid in (found.grid, card.model.grid))
+            if weights[name].ndim == 3 and weights[name].shape[:2] == (1, 1 + grid[0] * grid[1]):
+                weights[name] = interpolate(weights[name], grid, card.model.grid)
+                old, new = ("x".join(map(str, cells)) for cells in (grid, card.model.grid))
                 changed.append(f"{name}: interpolated from {old} to {new} patches")
     decoder = file.card.decoder if file.card is not None else None
     if random_decoder:
@@ -155,7 +154,7 @@ def _load(source: PathLike, settings: Mapping[str, Any], random_decoder: bool) -
     if faults:
         expected = f"the weights of this {card.kind} ({layout} layout; upstream's names are listed)"
         raise InputError(path, expected=expected, found=faults, todo="give a complete checkpoint of this architecture")
-    assumed = [line for line in [*assumed, *found.assumed] if line.split()[0] not in settings]
+    assumed = [line for line in [*assumed, *more] if line.split()[0] not in settings]
     for line in assumed:
         logger.warning("%s: assumed %s", path, line)
     if dropped:

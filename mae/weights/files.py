@@ -7,7 +7,6 @@ tensors is `argparse.Namespace`, because upstream stores its arguments in one.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
 import uuid
@@ -19,7 +18,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
-from pydantic import ValidationError
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save
 
@@ -54,10 +52,8 @@ def read_file(path: Path) -> WeightFile:
     """Return the content of a weight file. Types of 16 bits become float32, which is exact.
 
     Raises:
-        InputError: the file is missing or damaged, its suffix is unknown, or it contains code.
+        InputError: the file is damaged, its suffix is unknown, or it contains code.
     """
-    if not path.is_file():
-        raise InputError(path, expected="a weight file", found="no such file", todo="check the path")
     readers = {SAFETENSORS: _read_safetensors, MINDSPORE: _read_mindspore, **dict.fromkeys(TORCH, _read_torch)}
     if path.suffix not in readers:
         found = path.suffix or "no suffix"
@@ -100,10 +96,8 @@ def _read_safetensors(path: Path) -> WeightFile:
             names = list(file.keys())
             card = _card((file.metadata() or {}).get(CARD), path)
             kinds = {name: file.get_slice(name).get_dtype() for name in names}
-            if "BF16" not in kinds.values():
-                return WeightFile({name: file.get_tensor(name) for name in names}, card)
             weights = {name: file.get_tensor(name) for name in names if kinds[name] != "BF16"}
-        for name, entry in deserialize(path.read_bytes()):
+        for name, entry in deserialize(path.read_bytes()) if len(weights) < len(names) else ():
             if name not in weights:  # NumPy has no bfloat16, which is the upper half of a float32
                 halves = np.frombuffer(entry["data"], "<u2").astype(np.uint32) << 16
                 weights[name] = halves.view(np.float32).reshape(entry["shape"])
@@ -200,8 +194,8 @@ def _card(text: object, path: Path) -> ModelCard | None:
     if text is None:
         return None
     try:
-        return ModelCard.model_validate(json.loads(str(text)))
-    except (ValueError, ValidationError) as error:
+        return ModelCard.model_validate_json(str(text))
+    except ValueError as error:
         found, todo = str(error).splitlines()[0], "convert the original file again"
         raise InputError(path, expected="a model card of this version", found=found, todo=todo) from None
 

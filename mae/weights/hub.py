@@ -2,8 +2,7 @@
 
 $MAE_HOME (default ~/.cache/maeflow)
     <name>/model.safetensors, source.json    the converted weights; their source and digests
-    downloads/<file>                         a download that is not finished, or a file that a user without internet
-                                             put there
+    downloads/<file>                         a file that a user without internet put there
 $MAE_MIRROR                                  address of a server to use instead of PUBLISHER
 """
 
@@ -142,61 +141,38 @@ def _fault(folder: Path) -> str | None:
 
 
 def _make(published: Published, folder: Path) -> None:
-    """Download, check and convert a file. A file that the user put into downloads/ is used, and is not deleted."""
-    file = home() / "downloads" / Path(published.file).name
-    given = file.is_file()
-    if not given:
-        _download(published, file)
+    """Convert the file that the user put into downloads/, or else a downloaded one, which is deleted afterwards.
+
+    Raises:
+        InputError: the file cannot be downloaded, or is not the published one.
+    """
+    file = given = home() / "downloads" / Path(published.file).name
+    downloaded = folder / given.name
+    if not given.is_file():
+        file = downloaded
+        logger.warning("downloading %s; its licence is %s", published.address, LICENCE)
+        try:
+            download(published.address, file)
+        except NETWORK_ERRORS as error:
+            todo = (
+                f"call again, set MAE_MIRROR to a server that has it under /{published.file}, or fetch "
+                f"{PUBLISHER}/{published.file} on a machine with internet and put it at {given}"
+            )
+            found = str(error) or type(error).__name__
+            raise InputError(published.address, expected="the file", found=found, todo=todo) from None
     try:
-        facts = _checked(published, file)
+        md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+        if published.md5 is not None and not md5.startswith(published.md5):
+            expected, todo = f"MD5 {published.md5}... as published", f"fetch it again from {published.address}"
+            raise InputError(file, expected=expected, found=f"MD5 {md5}", todo=todo)
+        facts = {"address": published.address, "licence": LICENCE, "md5": md5, "sha256": digest_once(file)}
         partial = folder / f"partial-{MODEL}"
         decoder = ["decoder_num_heads", "norm_pix_loss"] if published.kind == "mae" else []
         convert(file, partial, settings={name: getattr(published.model, name) for name in ["num_heads", *decoder]})
         partial.replace(folder / MODEL)
         write_json(folder / SOURCE, {**facts, "model_sha256": digest_once(folder / MODEL)})
-    except InputError:  # not the published weights; after another error, the next call need not download it again
-        if not given:
-            file.unlink(missing_ok=True)
-        raise
-    if not given:
-        file.unlink()
-
-
-def _download(published: Published, file: Path) -> None:
-    address = published.address
-    logger.warning("downloading %s; its licence is %s", address, LICENCE)
-    try:
-        download(address, file)
-    except NETWORK_ERRORS as error:
-        raise InputError(
-            address,
-            expected="the file",
-            found=str(error) or type(error).__name__,
-            todo=f"call again to continue, set MAE_MIRROR to a server that has it under /{published.file}, or fetch "
-            f"{PUBLISHER}/{published.file} on a machine with internet and put it at {file}",
-        ) from None
-
-
-def _checked(published: Published, file: Path) -> dict[str, str | int]:
-    """Return the source, the digests and the size of a file.
-
-    Raises:
-        InputError: it is not the published file.
-    """
-    md5 = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as content:
-        for block in iter(lambda: content.read(1 << 20), b""):
-            md5.update(block)
-    if published.md5 is not None and not md5.hexdigest().startswith(published.md5):
-        expected, todo = f"MD5 {published.md5}... as published", f"fetch it again from {published.address}"
-        raise InputError(file, expected=expected, found=f"MD5 {md5.hexdigest()}", todo=todo)
-    return {
-        "address": published.address,
-        "licence": LICENCE,
-        "md5": md5.hexdigest(),
-        "sha256": digest_once(file),
-        "bytes": file.stat().st_size,
-    }
+    finally:
+        downloaded.unlink(missing_ok=True)
 
 
 def _publisher() -> str:

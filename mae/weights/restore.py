@@ -72,13 +72,6 @@ def load_model(
     return model
 
 
-def load_mae(path: Path, *, settings: Settings = None) -> MaskedAutoencoder:
-    """Return the masked autoencoder in a checkpoint."""
-    model = load_model(path, ("mae",), settings=settings)
-    assert isinstance(model, MaskedAutoencoder)
-    return model
-
-
 def load_classifier(path: Path, *, settings: Settings = None) -> VisionTransformer:
     """Return the classifier in a checkpoint."""
     model = load_model(path, ("classifier",), settings=settings)
@@ -123,7 +116,4 @@ def _check_kind(path: Path, kind: str, kinds: Collection[str]) -> None:
         return
     expected, found = f"a {' or '.join(kinds)} checkpoint", f"a {kind} checkpoint"
     todo = "give a checkpoint of the other task" if kinds == ("classifier",) else "give a pre-training checkpoint"
-    if kind == "encoder" and "mae" in kinds:
-        found = "an encoder checkpoint without decoder"
-        todo = "to add an untrained decoder: mae convert SRC DST --random-decoder"
     raise InputError(path, expected=expected, found=found, todo=todo)

@@ -19,8 +19,8 @@ from datasets.records import Records, load_index
 from datasets.sample import unpack_sample
 from datasets.sharding import check_records, write_records
 from datasets.validation.validate import Validation, validate
-from flows import runners, stages
-from flows.runners import spread
+from flows import stages
+from flows.stages import spread
 from mae.config.sections import DataConfig
 
 distributed = pytest.importorskip("distributed")
@@ -112,7 +112,7 @@ def test_first_failure_is_raised_after_the_others_have_ended() -> None:
 
     @flow
     def trial() -> list[int]:
-        return runners.results(odd_ones_fail.map([0, 1, 2]))
+        return stages.results(odd_ones_fail.map([0, 1, 2]))
 
     with pytest.raises(ValueError, match="one"):
         trial()

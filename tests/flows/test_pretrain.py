@@ -137,12 +137,12 @@ class Written(StageResult):
 
 @pytest.mark.usefixtures("prefect_api")
 def test_stage_whose_file_is_not_there_is_an_error(tmp_path: Path) -> None:
-    @stage("forgetful")
+    @stage("forgetful", lambda made: made.path.is_file())
     def forgetful() -> Written:
         return Written(path=tmp_path / "nothing")
 
     with pytest.raises(InputError, match="stage forgetful: expected the files that its result names"):
-        finished(forgetful, lambda result: result.path.is_file())
+        finished(forgetful)
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -150,7 +150,7 @@ def test_stage_whose_file_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_retry_keeps_a_finished_stage_only_if_its_files_are_there(tmp_path: Path, lost: bool, executions: int) -> None:
     path, executed, attempts = tmp_path / "file", [], []
 
-    @stage(f"writing-{lost}")
+    @stage(f"writing-{lost}", lambda made: made.path.is_file())
     def writing() -> Written:
         executed.append(1)
         path.write_text("content")
@@ -159,7 +159,7 @@ def test_retry_keeps_a_finished_stage_only_if_its_files_are_there(tmp_path: Path
     @flow(retries=1)
     def parent() -> None:
         attempts.append(1)
-        assert finished(writing, lambda result: result.path.is_file()) == Written(path=path)
+        assert finished(writing) == Written(path=path)
         if len(attempts) == 1:
             if lost:
                 path.unlink()

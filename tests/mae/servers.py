@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import socket
 import struct
 import threading
@@ -17,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 
 class Served:
-    """Serves a folder with Starlette, which supports ranges. `requests` has (path, Range header) of each request."""
+    """Serves a folder. `requests` has the path of each request."""
 
     def __init__(self, folder):
         self.requests = []
@@ -25,8 +23,7 @@ class Served:
 
         async def recorded(scope, receive, send):
             if scope["type"] == "http":
-                headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-                self.requests.append((scope["path"], headers.get("range")))
+                self.requests.append(scope["path"])
             await app(scope, receive, send)
 
         self.server = uvicorn.Server(uvicorn.Config(recorded, port=0, log_level="error", lifespan="off"))
@@ -46,16 +43,6 @@ class Served:
         self.thread.join(10)
 
 
-@contextlib.contextmanager
-def served_without_ranges(folder):
-    """Serve a folder without ranges: each answer is the whole file. Yields the server's address."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 class Cut:
     """A proxy of the server on `port`: after `after[n]` bytes, connection n is reset, or hangs if `hang`."""
 
@@ -63,7 +50,6 @@ class Cut:
         self.port, self.after, self.hang = port, list(after), hang
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.reached = threading.Event()
 
     def __enter__(self):
         threading.Thread(target=self._accept, daemon=True).start()
@@ -88,7 +74,6 @@ class Cut:
                 client.sendall(data)
                 sent += len(data)
                 if sent == limit:
-                    self.reached.set()
                     while self.hang:
                         time.sleep(0.1)
                     time.sleep(0.2)  # let the client read first: a reset discards bytes that it has not read

@@ -14,10 +14,13 @@ import tasks.sample_data
 import tasks.shard
 import tasks.unpack
 import tasks.validate
+from datasets.base.digests import file_digest
 from datasets.records import Records
 from datasets.sample import unpack_sample
 from datasets.sharding import write_records
+from datasets.validation import ValidationPlan
 from datasets.validation.validate import Validation
+from flows.stages import checks, unchanged
 from mae.config.sections import DataConfig, DeviceConfig
 from tests.datasets.tars import pack
 
@@ -71,7 +74,7 @@ def test_validation(tmp_path: Path, validation: Validation, damage: Callable[[Pa
     copy = Path(shutil.copytree(validation.directory, tmp_path / "copy"))
     if damage is not None:
         damage(copy / "manifest.parquet")
-    assert tasks.validate.intact(validation.model_copy(update={"directory": copy})) == (damage is None)
+    assert checks["validate"](validation.model_copy(update={"directory": copy})) == (damage is None)
 
 
 @pytest.mark.parametrize("damage", [None, Path.unlink, change])
@@ -80,7 +83,7 @@ def test_rank_table_of_a_cpu_run(tmp_path: Path, damage: Callable[[Path], None] 
     assert (result.servers, result.ranks, len(result.warnings) > 0) == (1, 2, True)
     if damage is not None:
         damage(result.path)
-    assert tasks.rank_table.intact(result) == (damage is None)
+    assert checks["rank-table"](result) == (damage is None)
 
 
 def test_rank_table_of_an_inventory(tmp_path: Path) -> None:
@@ -90,10 +93,13 @@ def test_rank_table_of_an_inventory(tmp_path: Path) -> None:
     assert tasks.rank_table.rank_table.fn(tmp_path, device, Path("configs/cluster_example.yaml")).reused
 
 
-def test_counts_name_every_fault(validation: Validation) -> None:
-    page = tasks.validate.counts(validation.model_copy(update={"faults": {"corrupt": 1234}}))
-    assert "| corrupt | 1,234 |" in page
-    assert "| train | 30 |" in page
+def test_page_names_every_fault(validation: Validation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ValidationPlan, "conclude", lambda *_: validation.model_copy(update={"faults": {"corrupt": 9}}))
+    pages: list[tuple[object, ...]] = []
+    monkeypatch.setattr(tasks.validate, "markdown", lambda *page: pages.append(page))
+    plan = tasks.validate.plan.fn(validation.root, validation.directory.parent, DATA)
+    tasks.validate.conclude.fn(plan, [])
+    assert pages[0][2:] == (("rows", "count"), ("train", "30"), ("val", "40"), ("corrupt", "9"))
 
 
 def test_pictures_come_from_all_classes(validation: Validation) -> None:
@@ -102,15 +108,27 @@ def test_pictures_come_from_all_classes(validation: Validation) -> None:
     assert len(tasks.predict.validation_images(validation, count=1000)) == validation.val
 
 
-def test_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [None, Path.unlink, change])
+def test_unchanged(tmp_path: Path, damage: Callable[[Path], None] | None) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    digest = file_digest(path)
+    if damage is not None:
+        damage(path)
+    assert unchanged(path, digest) == (damage is None)
+
+
+def test_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[tuple[object, ...]] = []
+    monkeypatch.setattr(tasks.unpack, "markdown", lambda *page: pages.append(page))
     tar = tmp_path / "pets.tar"
     tar.write_bytes(pack({"cat/a.jpg": b"a", "dog/b.jpg": b"b", "README": b""}))
     root = tasks.unpack.images_root(tmp_path / "workspace", [tar], DATA)
     assert root.parent == tmp_path / "workspace/datasets"
     assert tasks.unpack.images_root(tmp_path, [tar], DATA.model_copy(update={"root": "/own"})) == Path("/own")
     result = tasks.unpack.unpack.fn([tar], root)
-    assert tasks.unpack.intact(result)
-    assert "2 class folders" in tasks.unpack.counts(result)
-    assert "| left out, outside the class folders | 1 |" in tasks.unpack.counts(result)
+    assert checks["unpack"](result)
+    assert "2 class folders" in str(pages[0][1])
+    assert ("left out, outside the class folders", "1") in pages[0]
     shutil.rmtree(root)
-    assert not tasks.unpack.intact(result)
+    assert not checks["unpack"](result)

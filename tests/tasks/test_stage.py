@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from tasks import stage
 
@@ -52,7 +50,7 @@ def test_page_and_library_logs_reach_the_run() -> None:
     @stage.stage_task("speak")
     def speak() -> None:
         logging.getLogger("datasets.anything").info("a library line")
-        stage.markdown("page-of-a-test", "text")
+        stage.markdown("page-of-a-test", "text", ("a", "b"), (1, "x"))
 
     @flow
     def trial() -> None:
@@ -62,7 +60,8 @@ def test_page_and_library_logs_reach_the_run() -> None:
     run_id = str(trial(return_state=True).state_details.flow_run_id)
     with get_client(sync_client=True) as client:
         pages = client.request("POST", "/artifacts/filter", json={}).json()
-        assert ("page-of-a-test", "text") in [(page["key"], page["data"]) for page in pages]
+        text = "text\n\n| a | b |\n| --- | --- |\n| 1 | x |"
+        assert ("page-of-a-test", text) in [(page["key"], page["data"]) for page in pages]
         question = {"logs": {"flow_run_id": {"any_": [run_id]}}}  # without a filter, only the first 200 are returned
         deadline = time.monotonic() + 20  # log lines are sent in batches
         while "a library line" not in client.request("POST", "/logs/filter", json=question).text:
@@ -79,19 +78,3 @@ def test_task_without_prefect_writes_no_page() -> None:
     stage.seconds_of_work.clear()
     assert alone.fn() == 3
     assert list(stage.seconds_of_work) == ["alone"]
-
-
-def test_table() -> None:
-    assert stage.table(("a", "b"), [(1, "x"), (2, "y")]) == "| a | b |\n| --- | --- |\n| 1 | x |\n| 2 | y |"
-
-
-@pytest.mark.parametrize("fault", [None, "gone", "changed"])
-def test_unchanged(tmp_path: Path, fault: str | None) -> None:
-    path = tmp_path / "manifest"
-    path.write_text("one")
-    digest = file_digest(path)
-    if fault == "gone":
-        path.unlink()
-    if fault == "changed":
-        path.write_text("two")
-    assert stage.unchanged(path, digest) == (fault is None)

@@ -40,10 +40,10 @@ def test_sizes_come_from_configs_and_runs(trained, tiny, tiny_yaml):
 
 @pytest.mark.parametrize("what", ["run_dir", "checkpoint"])
 def test_a_run_gives_its_model(trained, what):
-    from mae.weights.restore import load_mae
+    from mae.weights.restore import load_model
 
     model = AutoModel.from_pretrained(getattr(trained, what))
-    expected = {p.name: p.asnumpy() for p in load_mae(trained.checkpoint).get_parameters()}
+    expected = {p.name: p.asnumpy() for p in load_model(trained.checkpoint).get_parameters()}
     found = {p.name: p.asnumpy() for p in model.get_parameters()}
     assert set(found) == set(expected)
     for name, value in expected.items():

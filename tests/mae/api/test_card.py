@@ -117,7 +117,7 @@ assert config.norm_pix_loss is True
         assert set(file.keys()) == set(weights)
         name = "decoder_blocks.7.mlp.fc2.weight"
         np.testing.assert_array_equal(file.get_tensor(name), weights[name].numpy())
-    assert [path for path, _ in place.requests].count("/pretrain/mae_pretrain_vit_base_full.pth") == 1
+    assert place.requests.count("/pretrain/mae_pretrain_vit_base_full.pth") == 1
 
 
 def test_pipeline(place):
@@ -139,7 +139,7 @@ def test_trainer_predicts_with_published_weights(place):
     printed = place(names + TRAINER + PREDICT + "print(mae_trainer.config.model_dump_json())")
     assert "'data': <PIL.Image.Image" in printed
     assert '"epochs":800,"batch_size":64,"accum_iter":64,"blr":0.00015' in printed
-    assert [path for path, _ in place.requests].count("/pretrain/mae_pretrain_vit_base_full.pth") == 1
+    assert place.requests.count("/pretrain/mae_pretrain_vit_base_full.pth") == 1
 
 
 def test_trainer_trains_and_predicts_with_the_trained_model(place):

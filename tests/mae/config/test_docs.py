@@ -43,7 +43,7 @@ def test_a_row():
 
         side: int | None = Field(None, gt=0, le=8, description="a | b")
 
-    assert description("named", Named).splitlines() == [
+    assert description("named", Named.model_json_schema()).splitlines() == [
         "## named",
         "",
         "What it is.",
@@ -61,7 +61,7 @@ def test_a_key_without_description_is_an_error():
         side: int = 3
 
     with pytest.raises(ValueError, match=r"Silent\.side: expected a description"):
-        description("silent", Silent)
+        description("silent", Silent.model_json_schema())
 
 
 def test_a_section_without_docstring_is_an_error():
@@ -69,4 +69,4 @@ def test_a_section_without_docstring_is_an_error():
         side: int = Field(3, description="a side")
 
     with pytest.raises(ValueError, match="Silent: expected a docstring"):
-        description("silent", Silent)
+        description("silent", Silent.model_json_schema())

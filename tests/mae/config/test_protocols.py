@@ -73,8 +73,6 @@ assert protocols(config) == ["dummy", "finetune", "linear", "logistic"], protoco
         ("lgistic.pool=cls", "expected one of .*, found an unknown key; did you mean logistic?"),
         ("logistic.pol=cls", "logistic.pol: expected one of l2, pool, tol, found an unknown key; did you mean pool?"),
         ("logistic.pool=max", "logistic.pool: expected Input should be 'cls' or 'mean', found 'max'"),
-        ("linprobe.epochs=90", "found an unknown key; it is called `linear` now"),
-        ("linear.pool=mean", "logistic regression is configured in a section `logistic:` now"),
     ],
 )
 def test_sections_of_protocols_are_typed(tiny_yaml, key, message):

@@ -20,7 +20,7 @@ from mae.config.sections import ModelConfig  # noqa: E402
 from mae.masking import ids_from_noise  # noqa: E402
 from mae.model.mae import MaskedAutoencoder  # noqa: E402
 from mae.weights.convert import read  # noqa: E402
-from mae.weights.restore import load_classifier, load_encoder, load_mae, load_parameters  # noqa: E402
+from mae.weights.restore import load_classifier, load_encoder, load_model, load_parameters  # noqa: E402
 from tests.mae.torch_models import TINY_DECODER, TINY_HF, TimmViT, hf_classifier, hf_mae, images, randomise  # noqa: E402
 
 LOSS, PREDICTION, GRADIENT, LOGITS = 1e-5, 1e-4, 1e-3, 1e-4
@@ -73,7 +73,7 @@ def worst(found: np.ndarray, expected: np.ndarray) -> float:
 )
 def test_mae_forward_and_gradients(tmp_path, name, config, norm_pix_loss):
     model = hf_mae(**config, norm_pix_loss=norm_pix_loss)
-    ours = load_mae(saved(model, tmp_path / "hf"))
+    ours = load_model(saved(model, tmp_path / "hf"))
     assert ours.config.norm_pix_loss is norm_pix_loss
     pixels = images(ours.config.image_shape)
     noise = np.random.default_rng(1).random((len(pixels), ours.patches)).astype(np.float32)
@@ -131,7 +131,7 @@ def test_mae_forward_of_the_large_sizes(tmp_path, name, config):
     folder = saved(model, tmp_path / "hf")
     del model
     gc.collect()
-    ours = load_mae(folder)
+    ours = load_model(folder)
     inputs = [Tensor(pixels), *map(Tensor, ids_from_noise(noise, 0.75))]
     found_pred, _ = ours.reconstruct(*inputs)
     found_loss = ours(*inputs)

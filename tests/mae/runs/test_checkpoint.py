@@ -10,7 +10,7 @@ from mae.model.card import ModelCard
 from mae.model.mae import seeded_mae
 from mae.runs import checkpoint
 from mae.runs.model_file import load_card, load_weights, model_file
-from mae.weights.restore import classifier_from_mae, load_classifier, load_mae, load_parameters
+from mae.weights.restore import classifier_from_mae, load_classifier, load_model, load_parameters
 
 CARD = ModelCard(kind="mae", model=ModelConfig(image_size=32), mask_ratio=0.6)
 WEIGHTS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1.5])}
@@ -104,7 +104,7 @@ def test_what_is_no_checkpoint_of_ours(tmp_path, name, write, message):
 
 
 def test_differences_are_named(trained):
-    model = load_mae(trained.checkpoint)
+    model = load_model(trained.checkpoint)
     weights = load_weights(trained.checkpoint)
     weights["surplus"] = weights.pop("norm.weight")
     weights["mask_token"] = weights["mask_token"][..., :4]
@@ -116,7 +116,7 @@ def test_differences_are_named(trained):
 
 
 def test_a_classifier_takes_the_encoder_and_nothing_else(tiny, trained):
-    mae = {p.name: p.asnumpy() for p in load_mae(trained.checkpoint).get_parameters()}
+    mae = {p.name: p.asnumpy() for p in load_model(trained.checkpoint).get_parameters()}
     classifier = {
         p.name: p.asnumpy()
         for p in classifier_from_mae(trained.checkpoint, 10, tiny.model, drop_path=0).get_parameters()
@@ -132,7 +132,7 @@ def test_a_classifier_of_larger_images_has_an_interpolated_embedding(tiny, train
     larger = tiny.model.model_copy(update={"image_size": 42})
     model = classifier_from_mae(trained.checkpoint, 10, larger, drop_path=0)
     assert model.config.image_size == 42
-    mae, found = load_mae(trained.checkpoint).pos_embed.asnumpy(), model.pos_embed.asnumpy()
+    mae, found = load_model(trained.checkpoint).pos_embed.asnumpy(), model.pos_embed.asnumpy()
     assert found.shape == (1, 1 + 6 * 6, 16)
     np.testing.assert_array_equal(found[:, 0], mae[:, 0])
     np.testing.assert_allclose(found[:, 1:].mean(1), mae[:, 1:].mean(1), atol=0.05)

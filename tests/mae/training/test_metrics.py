@@ -286,7 +286,7 @@ def test_a_terminal_has_one_line_and_a_file_has_none(tiny, tmp_path):
         for step in (5, 25):
             write(tmp_path, reading(step))
             follower()
-            follower.bar.live.refresh()
+            follower.bar.refresh()
         follower.report_line("[not markup] a line that stays")
     text = screen.getvalue()
     assert "epoch 0.50/100" in text

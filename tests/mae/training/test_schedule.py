@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mae.config.sections import PretrainConfig, base_lr
+from mae.config.sections import PretrainConfig
 from mae.training.schedule import lr_at
 
 
@@ -20,7 +20,8 @@ from mae.training.schedule import lr_at
     ],
 )
 def test_base_lr_counts_every_image_between_updates(name, blr, batch_size, ranks, accum_iter, lr):
-    assert base_lr(blr, batch_size=batch_size, ranks=ranks, accum_iter=accum_iter) == pytest.approx(lr, rel=1e-12), name
+    recipe = PretrainConfig(blr=blr, batch_size=batch_size, accum_iter=accum_iter)
+    assert recipe.lr(ranks=ranks) == pytest.approx(lr, rel=1e-12), name
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
 from mae.weights import hub
 from tests.mae.made_weights import TINY
-from tests.mae.servers import Cut, Served
+from tests.mae.servers import Served
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
@@ -93,13 +93,6 @@ def test_two_processes_at_once_download_once(site, weights, tmp_path):
         assert result.returncode == 0, result.stderr
         check(result.stdout.strip(), weights)
     assert len(site.requests) == 1
-
-
-def test_a_cut_connection_ends_in_the_same_weights(site, weights, monkeypatch):
-    with Cut(site.port, [20_000]) as cut:
-        monkeypatch.setenv("MAE_MIRROR", f"{cut.url}/mae")
-        check(hub.fetch("tiny"), weights)
-    assert [span is None for _, span in site.requests] == [True, False]
 
 
 def test_without_network_the_error_says_where_to_put_the_file_and_that_works(site, weights, tmp_path, monkeypatch):
