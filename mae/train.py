@@ -68,7 +68,8 @@ def train(
     """
     config = _resolved(config)
     check_target(config.device)
-    release = check_interpreter(config.device.python).mindspore
+    asked = check_interpreter(config.device.python)
+    logger.info("%s: Python %s, MindSpore %s, CANN %s", asked.path, asked.python, asked.mindspore, asked.cann)
     table = job_table(config.device, rank_table, workspace / "rank_tables")
     run = Run.of(config, workspace)
     check_free(run.directory)
@@ -76,7 +77,7 @@ def train(
         fork(start, run, fresh=resume is False)
     elif resume is False:
         shutil.rmtree(run.directory, ignore_errors=True)
-    check_resumed(run, release, among_others=resume is True)
+    check_resumed(run, asked.mindspore, among_others=resume is True)
     done = run.finished()
     if done is not None and run.evaluated(done.steps):
         logger.info("%s: reusing the finished run", run.directory)

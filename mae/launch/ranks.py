@@ -45,8 +45,10 @@ GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 WATCH_SECONDS = 0.1
 TAIL_LINES = 20
 # What describes a rank's place in a job. The launcher's own values are not handed on.
-PLACE = ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "MS_ROLE", "MS_NODE_ID")
-PLACE += ("MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM")
+PLACE = (
+    *("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID"),
+    *("MS_ROLE", "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM"),
+)
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -127,19 +129,18 @@ def run_ranks(
         elif connected and devices:
             common |= _hccl(total, rank_table, launch_dir, connect_seconds)
         processes = []
+        if on_cluster and first == 0:  # started first, because all others connect to it
+            own = {"MS_ROLE": "MS_SCHED", "MS_NODE_ID": "scheduler"}
+            serve = [interpreter, SCHEDULER]
+            processes.append(_Process("scheduler", serve, common | own, log_dir / "scheduler.log"))
         for local, rank in enumerate(range(first, first + ranks)):
             own = {"RANK_ID": str(rank), LOCAL_RANK: str(local), LOCAL_RANKS: str(ranks)}
             if devices:
                 own["DEVICE_ID"] = str(devices[local])
             if on_cluster:
                 own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank)}
-            processes.append(
-                _Process(f"rank {rank}", [interpreter, *command], common | own, log_dir / f"rank_{rank}.log")
-            )
-        if on_cluster and first == 0:
-            own = {"MS_ROLE": "MS_SCHED", "MS_NODE_ID": "scheduler"}
-            serve = [interpreter, SCHEDULER]
-            processes.append(_Process("scheduler", serve, common | own, log_dir / "scheduler.log"))
+            log = log_dir / f"rank_{rank}.log"
+            processes.append(_Process(f"rank {rank}", [interpreter, *command], common | own, log))
         _set_logs_aside([process.log for process in processes])
         with _started(processes, launch_dir, locks) as ends:
             _follow(processes, ends, launch_dir, poll, poll_seconds, hang_seconds)
@@ -366,7 +367,8 @@ def _follow(
     hang_seconds: Optional[float],
 ) -> None:
     """Return when all ranks have exited with code 0. Raise for the first one that has not, or without progress."""
-    running = {process.name for process in processes} - {"scheduler"}
+    ranks = [process for process in processes if process.name != "scheduler"]
+    running = {rank.name for rank in ranks}
     token: Hashable = None
     progressed = polled = time.monotonic()
     while running:
@@ -382,7 +384,7 @@ def _follow(
             if token != previous:
                 progressed = now
         if poll and hang_seconds is not None and now - progressed > hang_seconds:
-            raise RanksFailed(_with_log("the ranks", f"made no progress for {hang_seconds:g} s", processes[0].log))
+            raise RanksFailed(_with_log("the ranks", f"made no progress for {hang_seconds:g} s", ranks[0].log))
     if poll:
         poll()  # for the last lines that the ranks wrote
 
