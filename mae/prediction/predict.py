@@ -24,7 +24,7 @@ from datasets.base.files import PathLike, StageResult, atomic_write
 from datasets.base.lock import exclusive
 from datasets.images import decode
 from mae.config.sections import DeviceConfig, Target
-from mae.device.context import check_target, setup
+from mae.device.context import check_target, free_devices, setup
 from mae.launch.call import in_child
 from mae.prediction.images import Source, sources
 from mae.runs.model_file import model_digest
@@ -88,7 +88,8 @@ def predict(
             pictures.mkdir()
             downloads.mkdir()
             stored = [_Request(_file(source, downloads), source.stem, row) for source, row in missing]
-            rows = in_child(_predict, device, near=out)(model_path, stored, pictures, device.target)
+            devices = free_devices(device.target, 1)
+            rows = in_child(_predict, device, near=out, devices=devices)(model_path, stored, pictures, device.target)
             with exclusive(out):
                 _merge(out, rows, pictures)
     else:
