@@ -138,7 +138,7 @@ def split_features(
         limit=limit,
     )
     parts = [(compute(batch.images), batch.labels) for batch in batches]
-    return Features(*map(np.concatenate, zip(*parts)))
+    return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))
 
 
 def in_fixed_batches(compute: Compute) -> Compute:

@@ -113,6 +113,7 @@ def _file(source: Source, downloads: Path) -> Path:
     """Return the file of an image, which is written to `downloads` if the image came from an address."""
     if isinstance(source.content, Path):
         return source.content
+    assert isinstance(source.content, bytes)  # an image in memory has no path or address
     path = downloads / source.digest
     path.write_bytes(source.content)
     return path
