@@ -22,7 +22,9 @@ from tests.mae.made_runs import metrics, with_
 
 ROOT = Path(__file__).parents[2]
 UNIT_TESTS = (
+    "tests/mae/model/test_layers.py",
     "tests/mae/model/test_model.py",
+    "tests/mae/training/test_ascend_operators.py",
     "tests/mae/training/test_update.py",
     "tests/mae/training/test_optim.py",
     "tests/mae/runs/test_checkpoint.py",

@@ -67,16 +67,13 @@ def train(records, *, epochs=(2,), batch_size=12, ranks=1, **options):
         list(train_batches(records, epochs=epochs, batch_size=batch_size, rank=rank, ranks=ranks, **TRAIN | options))
         for rank in range(ranks)
     ]
-    return [
-        tuple(np.stack(parts, 1).reshape(-1, *parts[0].shape[1:]) for parts in zip(*step, strict=True))
-        for step in zip(*shares, strict=True)
-    ]
+    return [tuple(np.stack(parts, 1).reshape(-1, *parts[0].shape[1:]) for parts in zip(*step)) for step in zip(*shares)]
 
 
 def assert_same(found, expected):
     assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
-        for array, other in zip(ours, theirs, strict=True):
+    for ours, theirs in zip(found, expected):
+        for array, other in zip(ours, theirs):
             np.testing.assert_array_equal(array, other)
 
 
@@ -96,7 +93,7 @@ def test_pixels_and_labels_are_those_of_the_stored_record_cropped_as_drawn(epoch
     place = 0
     for images, labels, numbers in epoch:
         assert (images.dtype, labels.dtype, numbers.dtype) == (np.uint8, np.int32, np.int64)
-        for image, label, number in zip(images, labels, numbers, strict=True):
+        for image, label, number in zip(images, labels, numbers):
             record = stored["train"][number]
             assert label == record["label"]
             source = decode(record["image"], where="record")
@@ -151,7 +148,7 @@ def test_other_batch_sizes_cut_the_same_sequence(records, epoch):
 @pytest.mark.parametrize("other", [{"epochs": [3]}, {"seed": 2}, {"crop_scale": 0.9}, {"clipped": True}])
 def test_another_epoch_seed_or_crop_gives_other_pixels(records, epoch, other):
     found = train(records, **other)
-    changed = sum((ours != theirs).any() for (ours, *_), (theirs, *_) in zip(found, epoch, strict=True))
+    changed = sum((ours != theirs).any() for (ours, *_), (theirs, *_) in zip(found, epoch))
     assert changed == 3 if other != {"clipped": True} else changed > 0
 
 
@@ -168,9 +165,9 @@ def test_changed_images_are_the_plain_ones_changed_by_what_seed_epoch_and_place_
     found = train(records, ranks=ranks, batch_size=12 // ranks, start_step=start_step, changes=changes, erasing=erasing)
     place, differ = 12 * start_step, 0
     assert len(found) == 3 - start_step
-    for (ours, *rest), (plain, *others) in zip(found, epoch[start_step:], strict=True):
+    for (ours, *rest), (plain, *others) in zip(found, epoch[start_step:]):
         assert_same([rest], [others])
-        for image, source in zip(ours, plain, strict=True):
+        for image, source in zip(ours, plain):
             expected = source.copy()
             if changes is not None:
                 rand_augmented(expected, np.random.default_rng([1, 2, 2, place]), changes)
@@ -194,7 +191,7 @@ def test_evaluation_sees_every_image_once_with_pillows_pixels(records, stored, c
     batches = list(ordered_batches(records, "val", image_shape=(16, 16), crop_pct=crop_pct, batch_size=5))
     assert samples(batches) == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12]]
     for batch in batches:
-        for image, label, number in zip(*batch, strict=True):
+        for image, label, number in zip(*batch):
             record = stored["val"][number]
             source = Image.open(io.BytesIO(record["image"])).convert("RGB")
             np.testing.assert_array_equal(image, centre_view(source, (16, 16), crop_pct), err_msg=str(source.size))
@@ -209,8 +206,8 @@ def test_ranks_share_the_batches_of_an_evaluation(records, ranks, batch_size):
     for rank in range(ranks):
         share = list(ordered_batches(records, "val", batch_size=batch_size, rank=rank, ranks=ranks, **VAL))
         assert len(share) == len(whole[rank::ranks])
-        for batch, expected in zip(share, whole[rank::ranks], strict=True):
-            for found, wanted in zip(batch, expected, strict=True):
+        for batch, expected in zip(share, whole[rank::ranks]):
+            for found, wanted in zip(batch, expected):
                 np.testing.assert_array_equal(found, wanted)
 
 

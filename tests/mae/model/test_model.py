@@ -136,7 +136,7 @@ def computed(name):
     model = MaskedAutoencoder(SMALL, compute=COMPUTE[name])
     parameters = model.trainable_params()
     loss, gradients = ms.value_and_grad(model, None, parameters)(*map(Tensor, inputs(model)))
-    return model, float(loss.asnumpy()), dict(zip([p.name for p in parameters], gradients, strict=True))
+    return model, float(loss.asnumpy()), dict(zip([p.name for p in parameters], gradients))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_compute_options_change_little_or_nothing(name, tolerance):
     """Against float32: the loss, relative, and each gradient, relative to the largest of its parameter."""
     (_, loss, expected), (_, other_loss, other) = computed("float32"), computed(name)
     assert other_loss == pytest.approx(loss, rel=tolerance), name
-    for a, b in zip(expected.values(), other.values(), strict=True):
+    for a, b in zip(expected.values(), other.values()):
         assert b.dtype == ms.float32
         np.testing.assert_allclose(b.asnumpy(), a.asnumpy(), atol=20 * tolerance * float(abs(a).max().asnumpy()))
     assert (other_loss == loss) == (tolerance == 0)  # half precision must be in use

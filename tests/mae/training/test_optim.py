@@ -81,7 +81,7 @@ def test_adamw_equals_torch(name, shape, betas, scale, gradient_size, steps):
 def upstream_lars(value, gradients, lrs, momentum, trust, weight_decay):
     """LARS as upstream's linear probe has it: decay, trust ratio, momentum, learning rate, in this order."""
     velocity = np.zeros_like(value)
-    for gradient, lr in zip(gradients, lrs, strict=True):
+    for gradient, lr in zip(gradients, lrs):
         step = gradient
         if value.ndim > 1:
             step = step + weight_decay * value
@@ -96,7 +96,7 @@ def upstream_lars(value, gradients, lrs, momentum, trust, weight_decay):
 def paper_lars(value, gradients, lrs, momentum, trust, weight_decay):
     """You et al. 2017, algorithm 1, where the decay is in the norm and the rate in the velocity: equal at one rate."""
     velocity = np.zeros_like(value)
-    for gradient, lr in zip(gradients, lrs, strict=True):
+    for gradient, lr in zip(gradients, lrs):
         local = trust * np.linalg.norm(value) / np.linalg.norm(gradient + weight_decay * value)
         velocity = momentum * velocity + lr * local * (gradient + weight_decay * value)
         value = value - velocity
@@ -120,7 +120,7 @@ def test_lars_equals_the_description(name, shape, gradient_size, weight_decay, l
     gradients = [(rng.standard_normal(shape) * gradient_size).astype(np.float32) for _ in lrs]
     parameter = Parameter(Tensor(start), name="p")
     optimizer = LARS([parameter], momentum=momentum, trust=0.001, weight_decay=weight_decay)
-    for gradient, lr in zip(gradients, lrs, strict=True):
+    for gradient, lr in zip(gradients, lrs):
         optimizer((Tensor(gradient),), scalar(lr), scalar(1.0))
     exact = start.astype(np.float64), [g.astype(np.float64) for g in gradients], lrs
     expected = upstream_lars(*exact, momentum, 0.001, weight_decay)
@@ -156,7 +156,7 @@ def test_an_update_that_is_not_applied_leaves_no_trace(build):
             gradient = next(left) if kind == "g" else np.zeros((3, 3), np.float32)
             optimizer((Tensor(gradient),), scalar(1e-2), scalar(float(kind == "g")))
         ends.append([parameter.asnumpy(), *(s.asnumpy() for s in optimizer.state)])
-    for plain, skipping in zip(*ends, strict=True):
+    for plain, skipping in zip(*ends):
         np.testing.assert_array_equal(plain, skipping)
     assert np.abs(ends[0][0] - start).max() > 1e-5
 
@@ -222,7 +222,7 @@ def trained_parameters(task, monkeypatch):
     names = [p.name for p in optimizer.params]
     if task == "linear":  # everything at one rate, and upstream's weight decay of 0
         return dict.fromkeys(names, (optimizer.weight_decay, 1.0))
-    return dict(zip(names, zip(optimizer.decays, optimizer.scales, strict=True), strict=True))
+    return dict(zip(names, zip(optimizer.decays, optimizer.scales)))
 
 
 @pytest.mark.parametrize(
