@@ -106,7 +106,7 @@ def test_accumulated_batches_are_one(dynamic):
         accumulate(Tensor(parts[0]))
         found, expected = cut.step(parts[1]), whole.step((parts[0] + parts[1]) / 2)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
-    for a, b in zip(cut.state, whole.state, strict=True):
+    for a, b in zip(cut.state, whole.state):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9)
 
 
@@ -118,13 +118,13 @@ def test_an_overflow_is_skipped_counted_and_halves_the_scale():
         report = run.step(two)
         assert (report.loss_scale, report.overflows, report.halted) == (scale, overflows, 0)
         assert np.isfinite(report.loss)
-        for a, b in zip(run.state, before, strict=True):
+        for a, b in zip(run.state, before):
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(run.update.averages[0].asnumpy(), START)
     report = run.step(two)
     plain.step(two)
     assert (report.loss_scale, report.overflows, report.halted) == (16384.0, 2, 0)
-    for a, b in zip(run.state, plain.state, strict=True):  # as if the skipped steps had not been
+    for a, b in zip(run.state, plain.state):  # as if the skipped steps had not been
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_overflow_halts(name, loss, batch, skipped):
     reports = [run.step(batch) for _ in range(skipped + 1)] + [run.step(np.ones((2, 2)))]
     assert [r.halted for r in reports] == [0] * skipped + [1, 2], name
     assert reports[-1].overflows == skipped
-    for a, b in zip(run.state, before, strict=True):
+    for a, b in zip(run.state, before):
         np.testing.assert_array_equal(a, b, err_msg=name)
 
 
@@ -236,11 +236,11 @@ def test_what_a_device_saturates_is_an_overflow(register):
     report = run.step(np.full((2, 2), 2000.0))
     assert np.isfinite(report[:2]).all()
     assert report[2:] == (32768.0, 1, 0, True)
-    for a, b in zip(run.state, before, strict=True):
+    for a, b in zip(run.state, before):
         np.testing.assert_array_equal(a, b)
     run.step(GOOD)
     plain.step(GOOD)
-    for a, b in zip(run.state, plain.state, strict=True):
+    for a, b in zip(run.state, plain.state):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
