@@ -15,8 +15,6 @@ from typing import NamedTuple, Optional
 CLASSES = 1000
 TRAIN_IMAGES = 1_281_167
 VAL_IMAGES = 50_000
-TRAIN_PER_CLASS = (732, 1300)  # the smallest and the largest class
-VAL_PER_CLASS = 50
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"

@@ -1,6 +1,4 @@
-"""Which files make a data set: folders to (split, class, file), before any file is opened.
-
-`class_folders` looks at the top folders only; `list_files` lists one of them, in the process that will read its files.
+"""Which files make a data set: folders to (split, class, files), before any file is opened.
 
 Three layouts are known:
 
@@ -15,7 +13,6 @@ import hashlib
 import heapq
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from datasets.base.errors import InputError
@@ -26,61 +23,48 @@ UNLABELLED = "unlabelled"
 NO_CLASS = ""  # the class of a file next to the class folders, and of a hidden file
 
 
-class ClassFolder(NamedTuple):
-    """A folder whose files are of one split and class, before a share of it may be held out."""
+class ClassFiles(NamedTuple):
+    """The files of one class in one split."""
 
     split: str  # train | val
     class_name: str  # NO_CLASS for files that cannot be samples
-    path: str  # relative to the root; "" is the root itself
-    loose: bool  # True: only the files directly in this folder; False: all files below it
+    paths: list[str]  # relative to the root, as the file system has them, sorted by `display_path`
 
 
-def class_folders(root: PathLike) -> tuple[list[ClassFolder], bool]:
-    """Return the folders of a data set in the manifest's order, and whether a share of train is held out as val.
+def list_files(root: PathLike, *, val_share: float, empty_classes: bool = False) -> list[ClassFiles]:
+    """Return every file of a data set, in the order of the manifest. Linked files and folders are followed.
 
-    Raises:
-        InputError: the root is missing, a folder is not readable, or a class name is not UTF-8.
-    """
-    root = Path(os.path.abspath(root))
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing there"
-        raise InputError(root, expected="a folder of images", found=found, todo="correct the data root")
-    splits = _split_folders(root)
-    folders = [folder for split in splits or ["train"] for folder in _of_split(root, split if splits else "", split)]
-    return sorted(folders), splits != ["train", "val"]
+    Without val/, the share `val_share` of each class is held out as val. The files whose relative paths have the
+    smallest SHA-256 are held out, so the choice depends on the paths alone. A class of two or more files keeps at least
+    one in each split. Hidden files are never held out.
 
-
-def list_files(root: PathLike, folder: ClassFolder) -> list[str]:
-    """Return every file of a folder, relative to the root, in no order. Linked files and folders are followed.
+    Args:
+        root: of the data set.
+        val_share: above 0 and below 1.
+        empty_classes: whether a class folder may have no files except hidden ones.
 
     Raises:
-        InputError: a folder in it is not readable.
+        InputError: a folder is missing or not readable, a class has no files, or its name is not UTF-8.
     """
     root = os.path.abspath(root)
-    start = len(os.path.join(root, ""))
-    top = os.path.join(root, folder.path) if folder.path else root
-    return [path[start:] for path in (_loose(top, folder.class_name) if folder.loose else _walk(top))]
+    splits = _split_folders(root)
+    found = [
+        part
+        for split in splits or ["train"]
+        for files in _of_split(root, split if splits else "", split, empty_classes)
+        for part in ([files] if splits == ["train", "val"] else _held_out(files, val_share))
+    ]
+    return sorted(part for part in found if part.paths)
 
 
-def hold_out(paths: Iterable[str], share: float) -> bytes | None:
-    """Return the limit that `is_held_out` compares with, for the files of one class; none if nothing is held out.
-
-    The files whose relative paths have the smallest SHA-256 are held out, so the choice depends on the paths alone. A
-    class of two or more files keeps at least one in each split. Hidden files are not counted.
-    """
-    digests = [_path_digest(path) for path in paths if not is_hidden(path)]
-    count = min(max(1, round(share * len(digests))), len(digests) - 1)
-    return heapq.nsmallest(count, digests)[-1] if count > 0 else None
-
-
-def is_held_out(path: str, limit: bytes | None) -> bool:
-    """Return whether a file belongs to the held-out share of its class."""
-    return limit is not None and not is_hidden(path) and _path_digest(path) <= limit
+def display_path(path: str) -> str:
+    """Return a path that can be written as UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def outside(root: PathLike) -> list[str]:
     """Return the names in the root that do not belong to the data set in its train/ and val/, sorted."""
-    splits = _split_folders(Path(root))
+    splits = _split_folders(root)
     return sorted(set(os.listdir(root)) - {*splits, *MARKERS.values()}) if splits else []
 
 
@@ -91,46 +75,50 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _path_digest(path: str) -> bytes:
-    return hashlib.sha256(os.fsencode(path)).digest()
-
-
-def _split_folders(root: Path) -> list[str]:
+def _split_folders(root: PathLike) -> list[str]:
     """Return the folders that are splits: train and val, train, or none. Next to other folders, train/ is a class."""
-    folders = {entry.name for entry in _entries(str(root)) if entry.is_dir() and not is_hidden(entry.name)}
+    folders = {entry.name for entry in _entries(root) if entry.is_dir() and not is_hidden(entry.name)}
     if {"train", "val"} <= folders:
         return ["train", "val"]
     return ["train"] if "train" in folders and folders <= {"train", "test"} else []
 
 
-def _of_split(root: Path, path: str, split: str) -> Iterator[ClassFolder]:
-    """Yield the class folders of one split. Without class folders, all its files belong to one class."""
-    entries = _entries(str(root / path))
-    classes = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
-    for name in classes:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            where = ascii(str(root / path / name))
-            raise InputError(
-                where, expected="a class name in UTF-8", found="other bytes", todo="rename the folder"
-            ) from None
-        yield ClassFolder(split, name, os.path.join(path, name), loose=False)
-    if not classes:
-        yield ClassFolder(split, UNLABELLED, path, loose=True)
-    yield ClassFolder(split, NO_CLASS, path, loose=True)
-
-
-def _loose(top: str, class_name: str) -> Iterator[str]:
+def _of_split(root: str, folder: str, split: str, empty_classes: bool) -> Iterator[ClassFiles]:
+    """Yield the files of each class folder of a split, and of none. Without class folders, all are of one class."""
+    top = os.path.join(root, folder) if folder else root
     entries = _entries(top)
-    flat = not any(entry.is_dir() and not is_hidden(entry.name) for entry in entries)
+    classes = [entry for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+    for entry in classes:
+        if display_path(entry.name) != entry.name:
+            expected, todo = "a class name in UTF-8", "rename the folder"
+            raise InputError(ascii(entry.path), expected=expected, found="other bytes", todo=todo)
+        files = _class_files(root, split, entry.name, _walk(entry.path))
+        if not empty_classes and all(map(is_hidden, files.paths)):
+            expected, todo = "images of this class", "fill it or remove it"
+            raise InputError(entry.path, expected=expected, found="an empty folder", todo=todo)
+        yield files
+    loose = [entry for entry in entries if not entry.is_dir()]
+    samples = [] if classes else [entry.path for entry in loose if not is_hidden(entry.name)]
+    yield _class_files(root, split, UNLABELLED, samples)
+    others = {entry.path for entry in loose}.difference(samples)
     for entry in entries:
-        hidden = is_hidden(entry.name)
-        if entry.is_dir():
-            if hidden and class_name == NO_CLASS:
-                yield from _walk(entry.path)
-        elif (flat and not hidden) == (class_name == UNLABELLED):
-            yield entry.path
+        if entry.is_dir() and is_hidden(entry.name):
+            others.update(_walk(entry.path))
+    yield _class_files(root, split, NO_CLASS, others)
+
+
+def _class_files(root: str, split: str, class_name: str, paths: Iterable[str]) -> ClassFiles:
+    start = len(os.path.join(root, ""))
+    return ClassFiles(split, class_name, sorted((path[start:] for path in paths), key=display_path))
+
+
+def _held_out(files: ClassFiles, share: float) -> list[ClassFiles]:
+    """Divide the files of a class into train and val."""
+    visible = [] if files.class_name == NO_CLASS else [path for path in files.paths if not is_hidden(path)]
+    count = min(max(1, round(share * len(visible))), len(visible) - 1)
+    chosen = set(heapq.nsmallest(count, visible, key=lambda path: hashlib.sha256(os.fsencode(path)).digest()))
+    train, val = ([path for path in files.paths if (path in chosen) == side] for side in (False, True))
+    return [files._replace(paths=train), files._replace(split="val", paths=val)]
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -146,7 +134,7 @@ def _walk(folder: str) -> Iterator[str]:
             yield os.path.join(parent, name)
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: PathLike) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from prefect import flow
@@ -11,8 +12,13 @@ import tasks.history
 from datasets.base.errors import InputError
 from flows import stages
 from flows.stages import finished, workspace_path
+from mae.config import Config
+from mae.device import DeviceHeld, free_devices
 from mae.launch import RanksFailed
 from mae.runs import Run, model_file
+
+WAIT_HOURS = 20.0  # the next night's evaluation begins after 24
+LOOK_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +27,8 @@ logger = logging.getLogger(__name__)
 def mae_evaluate(run: str | None = None) -> list[Path]:
     """Measure every finished pre-training run of the workspace again, or only the one named.
 
-    If a run cannot be measured, the others still are; the flow fails at its end.
+    It waits for free NPUs, or computes on the CPU if the run's config has `evaluate.target: CPU`. If a run cannot be
+    measured, the others still are; the flow fails at its end.
 
     Returns:
         the new files of the history.
@@ -32,10 +39,12 @@ def mae_evaluate(run: str | None = None) -> list[Path]:
     for each in runs:
         newest = each.newest()
         assert newest is not None  # it is finished
+        config = each.config_of_another()
         try:
+            _wait_for_devices(each.name, config)
             evaluations = finished(
                 stages.evaluate,
-                each.config_of_another(),
+                config,
                 model_file(newest),
                 each.records,
                 workspace,
@@ -50,6 +59,26 @@ def mae_evaluate(run: str | None = None) -> list[Path]:
         todo = "see the log above"
         raise InputError("mae-evaluate", expected="every run measured", found=f"not {', '.join(failures)}", todo=todo)
     return written
+
+
+def _wait_for_devices(name: str, config: Config) -> None:
+    """Return when the NPUs that an evaluation needs are free. Another job may still take them before it begins.
+
+    Raises:
+        DeviceHeld: they are not free after WAIT_HOURS.
+    """
+    device, deadline, logged = config.measured_on, time.monotonic() + 3600 * WAIT_HOURS, ""
+    while True:
+        try:
+            free_devices(device.target, device.ranks)
+            return
+        except DeviceHeld as error:
+            if time.monotonic() > deadline:
+                raise
+            if logged != str(error):
+                logged = str(error)
+                logger.info("%s: waiting: %s", name, error)
+        time.sleep(LOOK_SECONDS)
 
 
 def finished_runs(workspace: Path) -> list[Run]:

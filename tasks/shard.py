@@ -28,7 +28,7 @@ def plan(validation_directory: Path, out: Path, data: DataConfig) -> ShardPlan:
 
 @stage_task("write shards", run_name="write {group.label}", timeout_hours=24)
 def write(group: ShardGroup) -> int:
-    """Write the missing shards of a group in a separate process, and return their number."""
+    """Write a group of shards in a separate process, unless it is finished, and return their number."""
     return apart(ShardGroup.write, group)
 
 

@@ -31,7 +31,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MAE = typer.main.get_command(app)
 HOSTS = {"github.com", "127.0.0.1:4200"}
 EXAMPLE_ROOTS = {"data", "dev", "etc", "root", "shared", "tmp"}  # of absolute paths: a user's, the system's
-SECTIONS = ("data", "model", "device", "compute", "pretrain", "finetune", "linear", "logistic", "knn")
+SECTIONS = ("data", "model", "device", "compute", "evaluate", "pretrain", "finetune", "linear", "logistic", "knn")
 PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 COMMENTED = pytest.mark.parametrize("file", [*PAGES, *CONFIGS], ids=lambda file: file.name)
 

@@ -14,11 +14,7 @@ _BLOCK = 1 << 20  # bytes read at once
 
 def file_digest(path: Union[str, Path]) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return _of_file(path, hashlib.sha256())
 
 
 def checksum(data: bytes) -> bytes:
@@ -32,13 +28,16 @@ def checksum(data: bytes) -> bytes:
 
 def file_checksum(path: Union[str, Path]) -> str:
     """Return the XXH3-128 of a file's bytes as "xxh3:" and hex; `xxhsum -H2` prints the same hex."""
-    found = xxhash.xxh3_128()
-    with open(path, "rb", buffering=0) as file:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            found.update(block)
-    return f"xxh3:{found.hexdigest()}"
+    return f"xxh3:{_of_file(path, xxhash.xxh3_128())}"
 
 
 def value_digest(value: Any) -> str:
     """Return the first 12 hex digits of the SHA-256 of a JSON value with sorted keys, which name a directory."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _of_file(path: Union[str, Path], digest: Any) -> str:
+    with open(path, "rb", buffering=0) as file:
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            digest.update(block)
+    return str(digest.hexdigest())

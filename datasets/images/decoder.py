@@ -7,23 +7,19 @@ time. What the libraries print is dropped. The process is started for the first 
 from __future__ import annotations
 
 import atexit
-import io
 import os
-import pickle
 import resource
-import select
-import struct
 import subprocess
 import sys
 import threading
-from typing import IO
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 from datasets.images.inspect import Inspection, inspect_with_pillow, quick_inspect, sniff
 
 SECONDS = 120.0  # for one file: more than a hundred times what the largest image that is decoded needs
 MEMORY = 4 << 30  # bytes of address space; the largest image that is decoded needs 0.7 GB
 
-_HEAD = struct.Struct("<Q?")  # number of bytes that follow; whether the perceptual hash is wanted
 _local = threading.local()
 
 
@@ -43,7 +39,7 @@ class Decoder:
 
     Args:
         seconds: limit for one file.
-        command: starts the process; default: this module.
+        command: starts the process, with the number of its file descriptor as last argument; default: this module.
     """
 
     def __init__(self, *, seconds: float = SECONDS, command: list[str] | None = None) -> None:
@@ -54,13 +50,15 @@ class Decoder:
     def inspect(self, data: bytes, *, looks: bool = False) -> Inspection:
         """Return the result of `inspect_with_pillow`; the fault "corrupt" if the process died or took too long."""
         try:
-            answer = self._ask(data, looks)
-        except TimeoutError:
+            if self.process is None:
+                self._start()
+            self.pipe.send((data, looks))
+            if self.pipe.poll(self.seconds):
+                answer: Inspection = self.pipe.recv()
+                return answer
             reason = f"the decoder did not finish in {self.seconds:g} s"
         except (OSError, EOFError):
             reason = "the decoder died"
-        else:
-            return answer
         self.close()
         return Inspection(("corrupt",), reason, format=sniff(data))
 
@@ -68,59 +66,36 @@ class Decoder:
         """End the process; the next file starts another."""
         if self.process is not None:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            self.pipe.close()
             self.process = None
 
-    def _ask(self, data: bytes, looks: bool) -> Inspection:
-        if self.process is None:
-            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-            path = os.pathsep.join(filter(None, sys.path))
+    def _start(self) -> None:
+        self.pipe, theirs = Pipe()
+        with theirs:
             self.process = subprocess.Popen(
-                self.command, stdin=pipe, stdout=pipe, stderr=nowhere, env={**os.environ, "PYTHONPATH": path}
+                [*self.command, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-            self._read(1, SECONDS)
-        stdin = self.process.stdin
-        assert stdin is not None
-        stdin.write(_HEAD.pack(len(data), looks))
-        stdin.write(data)
-        stdin.flush()
-        (size,) = struct.unpack("<Q", self._read(8, self.seconds))
-        answer: Inspection = pickle.loads(self._read(size, self.seconds))
-        return answer
-
-    def _read(self, size: int, seconds: float) -> bytes:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        descriptor, parts = self.process.stdout.fileno(), b""
-        while len(parts) < size:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(seconds * 1000):
-                raise TimeoutError
-            part = os.read(descriptor, size - len(parts))
-            if not part:
-                raise EOFError
-            parts += part
-        return parts
-
-
-def serve(source: IO[bytes], answers: IO[bytes]) -> None:
-    """Inspect one file after the other until `source` ends."""
-    answers.write(b"\0")  # ready: the time to start does not count for the first file
-    answers.flush()
-    while head := source.read(_HEAD.size):
-        size, looks = _HEAD.unpack(head)
-        answer = pickle.dumps(inspect_with_pillow(source.read(size), looks=looks))
-        answers.write(struct.pack("<Q", len(answer)) + answer)
-        answers.flush()
+        self.pipe.poll(SECONDS)
+        self.pipe.recv()  # ready: the time to start does not count for the first file
 
 
 def main() -> None:
-    """Serve on stdin and stdout. Libraries that print to stdout write to stderr instead."""
+    """Inspect one file after the other that comes through the pipe, until its other end is closed."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    answers = io.FileIO(os.dup(1), "wb")
-    os.dup2(2, 1)
-    serve(sys.stdin.buffer, io.BufferedWriter(answers))
+    with Connection(int(sys.argv[-1])) as pipe:
+        pipe.send(None)
+        while True:
+            try:
+                data, looks = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(inspect_with_pillow(data, looks=looks))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datasets.images import jpeg
-from datasets.manifest.faults import conversions
 
 JPEG_QUALITY = 95
 MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above it: 1 GiB / 4 / 3 bytes a pixel
@@ -109,7 +108,7 @@ def look_of(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(values[:, :-1] < values[:, 1:]).tobytes(), "big")
 
 
-def stored_bytes(data: bytes, *, short_side: int | None, convert: Collection[str] | None = None) -> bytes:
+def stored_bytes(data: bytes, *, short_side: int | None, convert: Collection[str]) -> bytes:
     """Return the bytes that a record stores for a file.
 
     A file is stored bit for bit if it has none of the faults `convert` and its shorter side is at most `short_side`
@@ -118,11 +117,9 @@ def stored_bytes(data: bytes, *, short_side: int | None, convert: Collection[str
     Images are never enlarged. The result depends on the arguments and the version of Pillow only.
 
     Args:
-        convert: `faults.conversions` of the file's faults; None: the default conversions of what its bytes show.
+        convert: `faults.conversions` of the file's faults.
     """
     image: Image.Image = Image.open(io.BytesIO(data))
-    if convert is None:
-        convert = conversions(_oddities(image, data, sniff(data)))
     shrink = short_side is not None and min(image.size) > short_side
     if not shrink and not convert:
         return data

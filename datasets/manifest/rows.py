@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,25 +18,21 @@ from datasets.base.files import PathLike, fsync
 MANIFEST = "manifest.parquet"
 ROW_GROUP = 1 << 16  # rows; a reader that streams holds one group at a time
 
-SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("split", pa.string()),
-        ("class_name", pa.string()),
-        ("label", pa.int32()),
-        ("bytes", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("format", pa.string()),
-        ("digest", pa.string()),
-        ("checksum", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("faults", pa.string()),
-        ("kept", pa.bool_()),
-    ]
-)
+# Annotations of columns, besides str, int (int64) and bool:
+Int32 = int
+UInt64 = int
+Sha256 = bytes
+Xxh3 = bytes
+_TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "Int32": pa.int32(),
+    "UInt64": pa.uint64(),
+    "bool": pa.bool_(),
+    "Sha256": pa.binary(32),
+    "Xxh3": pa.binary(16),
+}
+R = TypeVar("R", bound=NamedTuple)
 
 
 class ManifestRow(NamedTuple):
@@ -45,10 +41,10 @@ class ManifestRow(NamedTuple):
     path: str  # relative to the root
     split: str
     class_name: str
-    label: int  # index in the sorted class names of the data set; -1 without one
+    label: Int32  # index in the sorted class names of the data set; -1 without one
     bytes: int
-    width: int | None
-    height: int | None
+    width: Int32 | None
+    height: Int32 | None
     mode: str | None  # Pillow's
     format: str | None  # by magic bytes
     digest: str | None  # SHA-256; None for a file that was not read
@@ -59,16 +55,25 @@ class ManifestRow(NamedTuple):
     kept: bool = False  # whether the image is part of the records
 
 
-def read_manifest(path: PathLike) -> list[ManifestRow]:
-    """Return the rows of a manifest.parquet, in order."""
-    return list(iterate_manifest(path))
+def schema_of(row: type[NamedTuple]) -> pa.Schema:
+    """Return the columns of a table whose rows are of this class."""
+    hints = {name: str(getattr(hint, "__forward_arg__", hint)) for name, hint in row.__annotations__.items()}
+    return pa.schema([(name, _TYPES[hint.split(" | ")[0]]) for name, hint in hints.items()])
+
+
+SCHEMA = schema_of(ManifestRow)
+
+
+def rows_of(batches: Iterable[pa.RecordBatch], row: type[R]) -> Iterator[R]:
+    """Yield the rows of batches of a table; those of one batch are Python objects at a time."""
+    for batch in batches:
+        yield from map(row._make, zip(*(batch.column(name).to_pylist() for name in row._fields)))
 
 
 def iterate_manifest(path: PathLike) -> Iterator[ManifestRow]:
     """Yield the rows of a manifest.parquet in order; few of them are in memory at a time."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=8192):
-            yield from map(ManifestRow._make, zip(*(batch.column(name).to_pylist() for name in ManifestRow._fields)))
+        yield from rows_of(file.iter_batches(batch_size=8192), ManifestRow)
 
 
 def fault_counts(path: PathLike) -> dict[str, int]:

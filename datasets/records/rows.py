@@ -11,20 +11,9 @@ import pyarrow.parquet as pq
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
+from datasets.manifest.rows import Int32, rows_of, schema_of
 from datasets.records.index import REDO, SOURCES, load_index
 
-SOURCES_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("class_name", pa.string()),
-        ("label", pa.int32()),
-        ("bytes", pa.int64()),
-        ("digest", pa.string()),
-        ("checksum", pa.string()),
-        ("convert", pa.string()),
-        ("converted", pa.bool_()),
-    ]
-)
 _SLICE = 1 << 14  # rows that are Python objects at a time
 
 
@@ -33,12 +22,15 @@ class SourceRow(NamedTuple):
 
     path: str  # relative to the root
     class_name: str
-    label: int
+    label: Int32
     bytes: int  # of the source file
     digest: str  # SHA-256 of the source file
     checksum: str  # XXH3-128 of the source file
     convert: str  # the faults for which it was converted, with commas
     converted: bool  # whether the stored bytes differ from the source file's
+
+
+SOURCES_SCHEMA = schema_of(SourceRow)
 
 
 def sources(directory: PathLike, split: str, samples: list[int]) -> list[SourceRow]:
@@ -65,10 +57,8 @@ def sources(directory: PathLike, split: str, samples: list[int]) -> list[SourceR
 
 
 def source_rows(table: pa.Table) -> Iterator[SourceRow]:
-    """Yield the rows of a table of `read_sources`."""
-    for start in range(0, len(table), _SLICE):
-        part = table.slice(start, _SLICE)
-        yield from map(SourceRow._make, zip(*(part.column(field).to_pylist() for field in SourceRow._fields)))
+    """Return the rows of a table of `read_sources`."""
+    return rows_of(table.to_batches(max_chunksize=_SLICE), SourceRow)
 
 
 def read_sources(shard_file: Path) -> pa.Table:

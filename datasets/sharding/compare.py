@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Optional
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
@@ -12,19 +13,10 @@ from datasets.base.parallel import in_processes
 from datasets.images.inspect import stored_bytes
 from datasets.manifest.faults import fault_names
 from datasets.records.check import check_files
-from datasets.records.index import REDO, Index, Records
-from datasets.records.rows import SOURCES_SCHEMA, SourceRow, read_sources, source_rows
+from datasets.records.index import REDO, Index, Records, Shard
+from datasets.records.rows import SOURCES_SCHEMA, read_sources, source_rows
 from datasets.sharding.plan import planned_shards
 from datasets.sharding.writer import read_source
-
-
-class _Comparison(NamedTuple):
-    """A shard to compare with its sources."""
-
-    file: Path
-    images: int
-    root: Path
-    short_side: Optional[int]
 
 
 def check_records(directory: PathLike, *, root: PathLike | None = None, workers: int | None = None) -> Records:
@@ -45,9 +37,8 @@ def check_records(directory: PathLike, *, root: PathLike | None = None, workers:
     index = check_files(directory, full=True)
     if root is not None:
         _check_shards(directory, index)
-        side = index.options.short_side
-        shards = [_Comparison(directory / s.file, s.images, Path(root), side) for s in index.all_shards()]
-        for _ in in_processes(_compare, shards, workers=workers):
+        compare = partial(_compare, directory, Path(root), index.options.short_side)
+        for _ in in_processes(compare, index.all_shards(), workers=workers):
             pass
     return index.result(directory, reused=True)
 
@@ -66,28 +57,25 @@ def _check_shards(directory: Path, index: Index) -> None:
             raise InputError(directory / min(files), expected="no such shard", found="one", todo=REDO)
 
 
-def _compare(shard: _Comparison) -> None:
+def _compare(directory: Path, root: Path, short_side: Optional[int], shard: Shard) -> None:
+    """Compare the records of a shard with their sources."""
     from mindspore.mindrecord import FileReader  # slow to import, and needed here only
 
-    count = 0
-    with closing(FileReader(str(shard.file), num_consumer=1)) as reader:
-        sources = source_rows(read_sources(shard.file))
+    file, count = directory / shard.file, 0
+    with closing(FileReader(str(file), num_consumer=1)) as reader:
+        sources = source_rows(read_sources(file))
         for record in reader.get_next():
             row = next(sources, None)
             if row is not None:
-                _compare_record(shard, record, row)
+                where = f"{file}: record of {row.path}"
+                if record["label"] != row.label:
+                    raise InputError(where, expected=f"label {row.label}", found=str(record["label"]), todo=REDO)
+                image = read_source(f"{root}/{row.path}", row.bytes, row.checksum)
+                if row.converted:
+                    image = stored_bytes(image, short_side=short_side, convert=fault_names(row.convert))
+                if record["image"] != image:
+                    found = f"{len(record['image'])} other bytes"
+                    raise InputError(where, expected=f"{len(image)} bytes of its source", found=found, todo=REDO)
             count += 1
     if count != shard.images:
-        raise InputError(shard.file, expected=f"{shard.images} records", found=str(count), todo=REDO)
-
-
-def _compare_record(shard: _Comparison, record: dict[str, Any], row: SourceRow) -> None:
-    where = f"{shard.file}: record of {row.path}"
-    if record["label"] != row.label:
-        raise InputError(where, expected=f"label {row.label}", found=str(record["label"]), todo=REDO)
-    image = read_source(f"{shard.root}/{row.path}", row.bytes, row.checksum)
-    if row.converted:
-        image = stored_bytes(image, short_side=shard.short_side, convert=fault_names(row.convert))
-    if record["image"] != image:
-        found = f"{len(record['image'])} other bytes"
-        raise InputError(where, expected=f"{len(image)} bytes of its source", found=found, todo=REDO)
+        raise InputError(file, expected=f"{shard.images} records", found=str(count), todo=REDO)

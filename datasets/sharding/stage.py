@@ -5,7 +5,7 @@ shard is a MindRecord file of its own, not part of a set, so any subset of them 
 
 `write_records` does it all. Callers that spread the work over machines make three steps: `ShardPlan.make`, `write` of
 each of its groups, `conclude`, all within `sole_writer`. Shards are written to `<out>.partial-<digest>/records`. If a
-call is interrupted, the next one with the same input writes only the shards that are missing there.
+call is interrupted, the next one with the same input writes only the groups that are not finished there.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from datasets.base.parallel import in_processes
 from datasets.manifest.rows import MANIFEST
 from datasets.records.check import check_files, write_stamps
 from datasets.records.index import INDEX, SCHEMA, Index, RecordOptions, Records, Split, load_index
-from datasets.sharding.plan import VERSION, PlannedShard, planned_shards
-from datasets.sharding.writer import ATTEMPTS, ENTRIES, RECORDS, SHARDS, ShardGroup, read_entry, rows_file
+from datasets.sharding.plan import VERSION, planned_shards
+from datasets.sharding.writer import ATTEMPTS, ENTRIES, RECORDS, SHARDS, ShardGroup, rows_file
 from datasets.validation.validate import Validation, load_validation
 
 GROUPS = 64  # tasks per split at most; more are a burden to Prefect's database
@@ -48,8 +48,7 @@ class ShardPlan(BaseModel):
     options: RecordOptions
     out: Path
     work: Path
-    shards: dict[str, list[PlannedShard]]  # all shards of each split
-    groups: list[ShardGroup]  # those that are not finished
+    groups: list[ShardGroup] = []
     done: Optional[Records] = None  # the result, if the output was finished before
 
     @classmethod
@@ -63,44 +62,38 @@ class ShardPlan(BaseModel):
         seed: int,
         full: bool = False,
     ) -> ShardPlan:
-        """Find out which shards are to be written, and prepare the working directory.
+        """Divide the shards into groups, and prepare the working directory; only within `sole_writer`.
 
         Raises:
             InputError: as `write_records`.
         """
         out = Path(os.path.abspath(out))
-        refuse_foreign(out, INDEX)
         source = load_validation(validation_directory)
         options = _options(shard_mb, short_side, seed, source.policy)
         request = _request(source, options)
         work = out.with_name(f"{out.name}.partial-{request}")
         done = _finished(out, request, full=full)
-        shards: dict[str, list[PlannedShard]] = {}
         groups: list[ShardGroup] = []
         for other in _working_directories(out):
             if done is not None or other != work:
                 shutil.rmtree(other, ignore_errors=True)
         if done is None:
             with room_for(SHARDS, out.parent):
-                shards, groups = _prepare(source, options, work)
-        return cls(
-            validation=source.directory, options=options, out=out, work=work, shards=shards, groups=groups, done=done
-        )
+                groups = _prepare(source, options, work)
+        return cls(validation=source.directory, options=options, out=out, work=work, groups=groups, done=done)
 
     def conclude(self) -> Records:
         """Add the index to the shards, which are all written, and rename their directory to the output."""
         if self.done is not None:
             return self.done
         source, records = load_validation(self.validation), self.work / RECORDS
+        shards = sorted((shard for group in self.groups for shard in group.finished()), key=lambda shard: shard.file)
+        if len(shards) != sum(len(group.shards) for group in self.groups):
+            raise RuntimeError(f"{self.work}: some shards were not written")
         splits = {}
-        for split, planned in self.shards.items():
-            shards = []
-            for part in planned:
-                shard = read_entry(self.work, part)
-                if shard is None:
-                    raise RuntimeError(f"{self.work}: {part.file} was not written")
-                shards.append(shard)
-            splits[split] = Split(images=sum(shard.images for shard in shards), shards=shards)
+        for split in ("train", "val"):
+            mine = [shard for shard in shards if shard.file.startswith(f"{split}/")]
+            splits[split] = Split(images=sum(shard.images for shard in mine), shards=mine)
         index = Index(
             name=source.name,
             classes=source.classes,
@@ -174,7 +167,7 @@ def write_records(
 def sole_writer(out: PathLike) -> Iterator[None]:
     """Lock an output: a second caller waits, and then finds what the first one has written.
 
-    On leaving, remove the working directories of `out` that have no finished shard.
+    On leaving, remove the working directories of `out` that have no finished group.
     """
     out = Path(os.path.abspath(out))
     refuse_foreign(out, INDEX)
@@ -222,32 +215,27 @@ def _finished(out: Path, request: str, *, full: bool) -> Records | None:
     return index.result(out, reused=True)
 
 
-def _prepare(
-    source: Validation, options: RecordOptions, work: Path
-) -> tuple[dict[str, list[PlannedShard]], list[ShardGroup]]:
-    """Write the rows of unfinished shards to the working directory; return all shards, and groups of the unfinished."""
+def _prepare(source: Validation, options: RecordOptions, work: Path) -> list[ShardGroup]:
+    """Write the rows of all shards to the working directory and return the groups of shards, also the finished ones."""
     shutil.rmtree(work / ATTEMPTS, ignore_errors=True)  # of an interrupted call
     for folder in (f"{RECORDS}/train", f"{RECORDS}/val", ATTEMPTS, ENTRIES):
         (work / folder).mkdir(parents=True, exist_ok=True)
     for path in (work / RECORDS).iterdir():
         if path.is_file():  # of a call that was killed while it wrote the index
             path.unlink()
-    shards: dict[str, list[PlannedShard]] = {}
     groups: list[ShardGroup] = []
-    room = 0
+    sizes: dict[str, int] = {}  # bytes of the images of each shard
     for split in ("train", "val"):
-        shards[split], missing = [], []
+        shards = []
         for planned, rows in planned_shards(source.directory, split, options):
-            shards[split].append(planned)
-            if read_entry(work, planned) is None:
-                pq.write_table(rows, rows_file(work, planned))
-                missing.append(planned)
-                room += 0 if options.short_side else sum(rows.column("bytes").to_numpy())
-        count = min(len(missing), GROUPS)
-        groups += [ShardGroup(work, source.root, options.short_side, missing[n::count]) for n in range(count)]
-    free = shutil.disk_usage(work).free
+            pq.write_table(rows, rows_file(work, planned))
+            shards.append(planned)
+            sizes[planned.file] = 0 if options.short_side else sum(rows.column("bytes").to_numpy())
+        count = min(len(shards), GROUPS)
+        groups += [ShardGroup(work, source.root, options.short_side, shards[n::count]) for n in range(count)]
+    missing = [planned for group in groups if not group.finished() for planned in group.shards]
+    room, free = sum(sizes[planned.file] for planned in missing), shutil.disk_usage(work).free
     if room > free:
         raise no_room(SHARDS, work, f"no space left on the device for {room / 1e6:,.0f} MB")
-    left, total = sum(len(group.shards) for group in groups), sum(map(len, shards.values()))
-    logger.info("%s: %d shards to write, %d finished before", work, left, total - left)
-    return shards, groups
+    logger.info("%s: %d shards to write, %d finished before", work, len(missing), len(sizes) - len(missing))
+    return groups

@@ -31,8 +31,8 @@ from datasets.sharding.plan import BATCH, BATCH_BYTES, PlannedShard, stored_as_i
 SHARDS = "the shards"
 # Folders of a working directory:
 RECORDS = "records"  # what becomes the output
-ENTRIES = "entries"  # a JSON file for each finished shard
-ATTEMPTS = "attempts"  # the rows of unfinished shards, and shards that are being written
+ENTRIES = "entries"  # a JSON file for each finished group, with its shards
+ATTEMPTS = "attempts"  # the rows of all shards, and shards that are being written
 _WRITEBACK_BYTES = 1 << 24
 _SLICE = 1 << 14  # rows that are Python objects at a time
 
@@ -51,30 +51,36 @@ class ShardGroup(NamedTuple):
         more = f" and {len(self.shards) - 1} more" if len(self.shards) > 1 else ""
         return Path(self.shards[0].file).stem + more
 
+    def finished(self) -> list[Shard]:
+        """Return the shards if the group is finished, else nothing."""
+        try:
+            shards = [Shard.model_validate(shard) for shard in json.loads(self._entry.read_text())]
+        except (OSError, ValueError):
+            return []
+        files = [self.work / RECORDS / name for shard in shards for name in shard.digests()]
+        return shards if all(file.is_file() for file in files) else []
+
     def write(self) -> int:
-        """Write the shards that are not finished yet, and return their number.
+        """Write the shards, unless the group is finished, and return their number.
 
         Raises:
             InputError: a source file is gone or changed since it was validated, or the disk is full.
         """
-        missing = [planned for planned in self.shards if read_entry(self.work, planned) is None]
-        for planned in missing:
-            _write_shard(self, planned)
-        return len(missing)
+        if self.finished():
+            return 0
+        shards = [_write_shard(self, planned) for planned in self.shards]
+        with room_for(SHARDS, self.work):
+            write_json(self._entry, [shard.model_dump(mode="json") for shard in shards])
+        return len(shards)
+
+    @property
+    def _entry(self) -> Path:
+        return self.work / ENTRIES / f"{Path(self.shards[0].file).name}.json"
 
 
 def rows_file(work: Path, planned: PlannedShard) -> Path:
-    """Return the path of the manifest's rows of an unfinished shard."""
+    """Return the path of the manifest's rows of a shard."""
     return work / ATTEMPTS / f"{Path(planned.file).stem}.parquet"
-
-
-def read_entry(work: Path, planned: PlannedShard) -> Shard | None:
-    """Return a shard that is finished in a working directory, else None."""
-    try:
-        shard = Shard.model_validate(json.loads(_entry_file(work, planned).read_text()))
-    except (OSError, ValueError):
-        return None
-    return shard if all((work / RECORDS / name).is_file() for name in shard.digests()) else None
 
 
 def read_source(path: str, size: int, expected: str) -> bytes:
@@ -101,12 +107,8 @@ def read_source(path: str, size: int, expected: str) -> bytes:
     raise InputError(path, expected=validated, found=fault, todo="run `mae data validate` again")
 
 
-def _entry_file(work: Path, planned: PlannedShard) -> Path:
-    return work / ENTRIES / f"{Path(planned.file).name}.json"
-
-
-def _write_shard(group: ShardGroup, planned: PlannedShard) -> None:
-    """Write a shard's files in a new folder, move them to their places, then write the entry.
+def _write_shard(group: ShardGroup, planned: PlannedShard) -> Shard:
+    """Write a shard's files in a new folder and move them to their places.
 
     Two processes may write the same shard: a worker can outlive a killed call for a moment. Their files are equal.
     """
@@ -123,7 +125,7 @@ def _write_shard(group: ShardGroup, planned: PlannedShard) -> None:
             size = target.stat().st_size
             for suffix in digests:
                 os.replace(f"{target}{suffix}", group.work / RECORDS / f"{planned.file}{suffix}")
-            shard = Shard(
+            return Shard(
                 file=planned.file,
                 images=planned.images,
                 bytes=size,
@@ -131,7 +133,6 @@ def _write_shard(group: ShardGroup, planned: PlannedShard) -> None:
                 database_digest=digests[DATABASE],
                 sources_digest=digests[SOURCES],
             )
-            write_json(_entry_file(group.work, planned), shard.model_dump(mode="json"))
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
 

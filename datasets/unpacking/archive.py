@@ -41,6 +41,15 @@ class Member(NamedTuple):
     size: int
 
 
+class InnerTar(NamedTuple):
+    """A tar of one class, stored in a plain tar."""
+
+    name: str
+    class_name: str
+    offset: int  # in bytes from the start of the outer tar
+    size: int
+
+
 class Archive:
     """An archive that is read once from start to end. Errors name it as `where`."""
 
@@ -135,8 +144,10 @@ class Archive:
 
 
 @contextmanager
-def opened(path: PathLike) -> Iterator[Archive]:
-    """Open a tar. Its first bytes decide whether it is plain or compressed with gzip, bzip2 or xz.
+def opened(path: PathLike, inner: Optional[InnerTar] = None) -> Iterator[Archive]:
+    """Open a tar, or with `inner` a tar that is stored in it, without a copy.
+
+    The first bytes of a tar decide whether it is plain or compressed with gzip, bzip2 or xz.
 
     Raises:
         InputError: it cannot be opened.
@@ -148,6 +159,10 @@ def opened(path: PathLike) -> Iterator[Archive]:
     except OSError as error:
         found = error.strerror or str(error)
         raise InputError(path, expected="a tar archive", found=found, todo="correct the path") from None
+    if inner is not None:
+        with open(path, "rb", buffering=0) as file:
+            yield Archive(file, f"{path}: {inner.name}", inner.offset, inner.size)
+        return
     opener = next((opener for magic, opener in _OPENERS.items() if head.startswith(magic)), None)
     if opener is None:
         with open(path, "rb", buffering=0) as plain:
@@ -155,19 +170,6 @@ def opened(path: PathLike) -> Iterator[Archive]:
     else:
         with opener(path, "rb") as unpacked:
             yield Archive(unpacked, str(path))
-
-
-@contextmanager
-def opened_within(path: PathLike, name: str, offset: int, size: int) -> Iterator[Archive]:
-    """Open a tar that is stored in a plain tar, without copying it.
-
-    Args:
-        path: of the outer tar.
-        name: of the inner tar, for errors.
-        offset, size: of the inner tar, in bytes.
-    """
-    with open(path, "rb", buffering=0) as file:
-        yield Archive(file, f"{path}: {name}", offset, size)
 
 
 def safe_parts(name: str, where: str) -> tuple[str, ...]:

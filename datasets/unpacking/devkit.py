@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike
@@ -15,19 +15,13 @@ _META = ("data", "meta.mat")
 _DEVKIT_FILE_BYTES = 16 << 20  # far above the size of both files
 
 
-class Devkit(NamedTuple):
-    """Classes of the validation images."""
-
-    val_synsets: tuple[str, ...]  # of images 1, 2, ...
-
-
 def is_devkit(path: PathLike) -> bool:
     """Whether an archive has the name of the development kit."""
     return Path(path).name.startswith("ILSVRC2012_devkit")
 
 
-def read_devkit(path: PathLike) -> Devkit:
-    """Read the class of every validation image from the development kit.
+def read_devkit(path: PathLike) -> tuple[str, ...]:
+    """Return the synsets of validation images 1, 2, ... from the development kit.
 
     Line i of data/ILSVRC2012_validation_ground_truth.txt is the ILSVRC2012_ID of image i. data/meta.mat contains the
     synset of each ID. IDs count from 1 and are not the positions of the sorted synsets. Only leaves (num_children 0)
@@ -55,7 +49,7 @@ def read_devkit(path: PathLike) -> Devkit:
     unknown = sorted(set(ids) - set(by_id))
     if unknown:
         _refuse_devkit(path, f"{'/'.join(_TRUTH)} with the ID {unknown[0]}, which no leaf of {'/'.join(_META)} has")
-    return Devkit(tuple(by_id[number] for number in ids))
+    return tuple(by_id[number] for number in ids)
 
 
 def _leaves(path: PathLike, content: bytes) -> dict[int, str]:

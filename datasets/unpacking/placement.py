@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn, Optional
 
 from datasets import imagenet
 from datasets.base.errors import InputError
-from datasets.unpacking.archive import Member, opened, safe_parts
+from datasets.unpacking.archive import InnerTar, Member, opened, safe_parts
 
 Parts = tuple[str, ...]
 SPLITS = ("train", "val")
@@ -52,15 +52,6 @@ class Placement(NamedTuple):
         return ("train", *parts) if len(parts) > 1 else None
 
 
-class InnerTar(NamedTuple):
-    """A tar of one class, stored in a plain tar."""
-
-    name: str
-    class_name: str
-    offset: int  # in bytes from the start of the outer tar
-    size: int
-
-
 class Survey(NamedTuple):
     """What the headers of an archive say."""
 
@@ -87,8 +78,7 @@ def survey(path: Path, val_synsets: Optional[tuple[str, ...]]) -> Survey:
         val_synsets: synsets of validation images 1, 2, ..., from the devkit; None: use the packaged table.
 
     Raises:
-        InputError: the archive cannot be read, is unsafe, has no known layout, or has another than its published name
-            says.
+        InputError: the archive cannot be read, is unsafe, or has no known layout.
     """
     files: dict[Parts, int] = Counter()  # by the folder that they are in
     synsets: set[str] = set()  # of validation images
@@ -103,8 +93,9 @@ def survey(path: Path, val_synsets: Optional[tuple[str, ...]]) -> Survey:
             total += member.size
             if name.endswith(TAR):
                 tars.append(member)
-            synset = val_synset(name, val_synsets) if imagenet.val_number(name) is not None else None
-            val_images += imagenet.val_number(name) is not None
+            number = imagenet.val_number(name)
+            synset = None if number is None else val_synset(name, val_synsets)
+            val_images += number is not None
             if synset is None:
                 others = others or name
             else:
@@ -113,30 +104,18 @@ def survey(path: Path, val_synsets: Optional[tuple[str, ...]]) -> Survey:
         raise InputError(path, expected="an archive of images", found="no file in it", todo="name another one")
     if tars:
         inner = _inner(path, tars, sum(files.values()) - len(tars), compressed)
-        found = Survey(Placement("tars"), {f"train/{each.class_name}" for each in inner}, inner, total, 0)
-    elif val_images and set(files) == {()}:
+        return Survey(Placement("tars"), {f"train/{each.class_name}" for each in inner}, inner, total, 0)
+    if val_images and set(files) == {()}:
         if others:
             _refuse_among_val(path, others, val_synsets)
-        found = Survey(Placement("val", (), val_synsets), {f"val/{synset}" for synset in synsets}, [], total, 0)
-    else:
-        if others.startswith("ILSVRC2012_test_"):
-            _refuse_layout(path, "the test images, whose classes are not published")
-        found = _class_folders(path, files, total)
-    _check_published(path, found)
-    return found
+        return Survey(Placement("val", (), val_synsets), {f"val/{synset}" for synset in synsets}, [], total, 0)
+    if others.startswith("ILSVRC2012_test_"):
+        _refuse_layout(path, "the test images, whose classes are not published")
+    return _class_folders(path, files, total)
 
 
 def _class_folders(path: Path, files: dict[Parts, int], total: int) -> Survey:
-    """Survey a tree of class folders.
-
-    Args:
-        path: of the archive.
-        files: number of files in each folder.
-        total: bytes of all files.
-
-    Raises:
-        InputError: there are no class folders.
-    """
+    """Survey a tree of class folders, from the number of files in each folder and the bytes of all files."""
     top = {folder[:1] for folder in files}
     prefix = top.pop() if len(top) == 1 else ()
     if prefix and (prefix[0] in SPLITS or max(map(len, files)) == 1):
@@ -192,23 +171,3 @@ def _refuse_among_val(path: Path, name: str, synsets: Optional[tuple[str, ...]])
         found=repr(name),
         todo="name the devkit that belongs to them, or sort these images into class folders yourself",
     )
-
-
-def _check_published(path: Path, found: Survey) -> None:
-    """Check that an archive with a published name has the published layout.
-
-    Raises:
-        InputError: it has not.
-    """
-    expected = {imagenet.TRAIN_TAR: "tars", imagenet.VAL_TAR: "val"}.get(path.name)
-    if expected is None:
-        return
-    todo = "download the published archive, or rename this one"
-    kind = found.placement.kind
-    if kind != expected:
-        raise InputError(path, expected=KINDS[expected], found=KINDS[kind], todo=todo)
-    known = set(imagenet.synsets())
-    unknown = sorted(each.name for each in found.inner if each.class_name not in known)
-    if unknown:
-        others = f"{len(unknown)} others, first {unknown[0]!r}"
-        raise InputError(path, expected="tars named after the 1,000 synsets", found=others, todo=todo)

@@ -21,29 +21,26 @@ class Copies(NamedTuple):
 
 
 def find_copies(
-    digests: npt.NDArray[np.uint64],
+    content: npt.NDArray[np.int32],
     is_val: npt.NDArray[np.bool_],
     looks: npt.NDArray[np.uint64] | None = None,
     *,
     distance: int = 0,
 ) -> Copies:
-    """Find equal files by their digests and, with `looks`, similar pictures.
+    """Find equal files and, with `looks`, similar pictures.
 
     Args:
-        digests: (N, 4), SHA-256.
+        content: (N,), from 0; the same number for files of the same bytes.
         is_val: (N,).
         looks: (N,), perceptual hashes; those of plain areas, of nearly equal bits, are not compared.
         distance: bits, at most MOST_BITS, in which the hashes of near duplicates differ at most.
     """
-    count = len(digests)
-    none = np.full(count, -1, np.int64)
-    group = _groups(digests)
-    first_of_split = [_firsts(group, np.flatnonzero(is_val == side), count) for side in (False, True)]
-    number = np.arange(count)
-    own = np.where(is_val, first_of_split[1][group], first_of_split[0][group]) if count else none
-    leak = np.where(~is_val & (first_of_split[1][group] < count), first_of_split[1][group], -1) if count else none
-    duplicate = np.where((own != number) & (leak < 0), own, -1)
-    near = none.copy()
+    number = np.arange(len(content))
+    first_train, first_val = (_firsts(content, np.flatnonzero(is_val == side)) for side in (False, True))
+    leak = np.where(~is_val & (first_val < len(content)), first_val, -1)
+    duplicate = np.where(is_val, first_val, first_train)
+    duplicate[(duplicate == number) | (leak >= 0)] = -1
+    near = np.full(len(content), -1, np.int64)
     if looks is not None:
         candidates = np.flatnonzero((leak < 0) & (duplicate < 0))
         candidates = candidates[np.lexsort((candidates, ~is_val[candidates]))]
@@ -51,20 +48,11 @@ def find_copies(
     return Copies(leak, duplicate, near)
 
 
-def _groups(digests: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """(N,) the same number for equal digests."""
-    order = np.lexsort(digests.T)
-    changes = np.any(digests[order[1:]] != digests[order[:-1]], axis=1)
-    group = np.empty(len(digests), np.int64)
-    group[order] = np.concatenate([[0], np.cumsum(changes)])[: len(digests)]
-    return group
-
-
-def _firsts(group: npt.NDArray[np.int64], members: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """(groups,) the smallest of the members in each group; `count` where there is none."""
-    first = np.full(int(group.max()) + 1 if len(group) else 0, count, np.int64)
-    np.minimum.at(first, group[members], members)
-    return first
+def _firsts(content: npt.NDArray[np.int32], members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(N,) the smallest of the members with the same content; N where there is none."""
+    first = np.full(len(content), len(content), np.int64)
+    np.minimum.at(first, content[members], members)
+    return first[content]
 
 
 def _near(numbers: npt.NDArray[np.int64], looks: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int64]:

@@ -2,11 +2,12 @@
 
 `ValidationPlan.make` lists the files, `ValidationUnit.examine` reads them, in as many processes as there are, and
 `ValidationPlan.conclude` joins what they found. All work is in `<out>.partial-<request>` until conclude renames it. An
-interrupted validation leaves its parts there, and the next one takes their rows over.
+interrupted validation leaves the tables of finished units there, and the next one takes their rows over.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 import os
@@ -16,23 +17,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from datasets.base.digests import file_digest, value_digest
 from datasets.base.errors import InputError, room_for
-from datasets.base.files import PathLike, StageResult, discard, fsync, refuse_foreign, remove_leftovers, write_json
+from datasets.base.files import PathLike, StageResult, refuse_foreign, remove_leftovers, replace_directory, write_json
 from datasets.base.parallel import in_processes
-from datasets.layout import outside
+from datasets.layout import NO_CLASS, ClassFiles, list_files, outside
 from datasets.manifest.faults import outcome
 from datasets.manifest.rows import MANIFEST, write_manifest
-from datasets.validation.conclusion import manifest_tables, refuse, totals
 from datasets.validation.options import ValidationOptions
-from datasets.validation.parts import PARTS, VALIDATION, Examined, Part, ValidationUnit
-from datasets.validation.plan import plan_units
-from datasets.validation.whole import judge
+from datasets.validation.unit import TABLES, VALIDATION, ValidationUnit
+from datasets.validation.whole import Whole
 
 logger = logging.getLogger(__name__)
 
 SUMMARY = "validation.json"
 DEFAULT = ValidationOptions()
+UNITS = 64  # at most about as many; one is a task of the pipeline
+UNIT_FILES = 256  # at least, if there are as many: starting a unit costs as much as examining a few files
 _SECONDS = 10.0  # between two lines of progress
 
 
@@ -84,42 +88,45 @@ class ValidationPlan(NamedTuple):
         """
         root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
         refuse_foreign(out, SUMMARY)
-        with room_for(VALIDATION, out.parent):
-            request = options.request(root, name)
-            working = out.with_name(f"{out.name}.partial-{value_digest(request)}")
-            if full:
-                shutil.rmtree(working, ignore_errors=True)
-            units = plan_units(root, working, None if full else out, options)
+        request = options.request(root, name)
+        working = out.with_name(f"{out.name}.partial-{value_digest(request)}")
+        if full:
+            shutil.rmtree(working, ignore_errors=True)
+        empty = options.policy["empty_class"] != "fail"
+        files = list_files(root, val_share=options.val_share, empty_classes=empty)
+        _check_classes(root, files, options)
+        finished, looks = None if full else out, options.near_duplicates is not None
+        units = [
+            ValidationUnit(root, working, finished, number, classes, looks)
+            for number, classes in enumerate(_divided(files, UNITS, UNIT_FILES))
+        ]
         return cls(root, out, working, options, request, units)
 
-    @property
-    def parts(self) -> list[Part]:
-        """All parts in the order of the manifest, except that one may contain files of both splits."""
-        return [part for unit in self.units for part in unit.parts]
-
-    def conclude(self, results: Iterable[Examined]) -> Validation:
+    def conclude(self, examined: Iterable[int]) -> Validation:
         """Find copies, apply the policy, write the manifest, and rename the working directory to `out`.
 
+        Args:
+            examined: the results of all units.
+
         Raises:
-            InputError: a fault was found on which the policy fails, or nothing usable is left. The parts are kept: the
+            InputError: a fault was found on which the policy fails, or nothing usable is left. The tables are kept: the
                 next call examines only files that changed.
         """
-        results = list(results)
-        examined = sum(result.examined for result in results)
-        reason = self._why_again(results)
+        count = sum(examined)
+        reason = self._why_again()
         if reason is None:
             logger.info("%s: reusing the validation of %s", self.out, self.root)
             shutil.rmtree(self.working, ignore_errors=True)
-            return load_validation(self.out).model_copy(update={"reused": True, "examined": examined})
+            return load_validation(self.out).model_copy(update={"reused": True, "examined": count})
         if self.out.exists() and any(self.out.iterdir()):
             logger.warning("%s: validating again: %s", self.out, reason)
         with room_for(VALIDATION, self.out.parent):
             summary = self._write()
-        result = load_validation(self.out).model_copy(update={"examined": examined})
+        result = load_validation(self.out).model_copy(update={"examined": count})
         _log_summary(result, summary)
         return result
 
-    def _why_again(self, results: list[Examined]) -> Optional[str]:
+    def _why_again(self) -> Optional[str]:
         """Why `out` cannot be reused; None if it can."""
         damage = _damage(self.out)
         if damage is not None:
@@ -128,28 +135,24 @@ class ValidationPlan(NamedTuple):
         changed = [key for key, value in self.request.items() if summary.get(key) != value]
         if changed:
             return f"another {', '.join(changed)} than then"
-        if {path.name for path in (self.out / PARTS).glob("*")} != {part.file for part in self.parts}:
-            return "class folders came or went"
-        return None if all(result.unchanged for result in results) else "files changed"
+        tables = [unit.table for unit in self.units]
+        same, _, _ = filecmp.cmpfiles(self.working, self.out, tables, shallow=False)
+        return None if len(same) == len(tables) == len(list((self.out / TABLES).iterdir())) else "files changed"
 
     def _write(self) -> dict[str, Any]:
         """Write the manifest and validation.json, and make the working directory the result."""
-        parts, policy, manifest = self.parts, self.options.policy, self.working / MANIFEST
-        planned = {self.working / PARTS / part.file for part in parts}
+        tables, manifest = [self.working / unit.table for unit in self.units], self.working / MANIFEST
         for path in self.working.rglob("*"):
-            if path.is_file() and path not in planned:
+            if path.is_file() and path not in tables:
                 path.unlink()  # left by an interrupted validation
-        judgement = judge(self.root, self.working, self.options, parts)
-        write_manifest(manifest, manifest_tables(judgement, policy))
-        refuse(judgement, self.root, policy, manifest)
-        summary = {**self.request, **totals(judgement, policy)}
-        summary |= {"classes": judgement.classes, "outside": outside(self.root)}
+        rows = pa.concat_tables([_read_table(path) for path in tables]).replace_schema_metadata().combine_chunks()
+        whole = Whole(self.root, rows, self.options)
+        write_manifest(manifest, whole.manifest())
+        whole.refuse(manifest)
+        summary = {**self.request, **whole.totals(), "classes": whole.classes, "outside": outside(self.root)}
         write_json(self.working / SUMMARY, {**summary, "manifest_digest": file_digest(manifest)})
         remove_leftovers(self.out.parent, self.out.name)
-        if self.out.exists():
-            discard(self.out)
-        self.working.rename(self.out)  # after a kill before this line, the next call finds all parts in `working`
-        fsync(self.out.parent)
+        replace_directory(self.working, self.out)  # if killed before this line, the next call finds all in `working`
         return summary
 
 
@@ -181,6 +184,45 @@ def validate(
     return plan.conclude(_with_progress(results, plan))
 
 
+def _check_classes(root: Path, files: list[ClassFiles], options: ValidationOptions) -> None:
+    train, val = ({part.class_name for part in files if part.split == split} for split in ("train", "val"))
+    if not (train | val) - {NO_CLASS}:
+        todo = "correct the data root (see `mae sample-data`)"
+        raise InputError(root, expected="images in class folders", found="no files", todo=todo)
+    unknown = sorted(val - train - {NO_CLASS})
+    if unknown and options.policy["one_split"] != "exclude":
+        todo = "sort the validation images into the class folders of train/, or exclude these classes: "
+        found = f"{len(unknown)} others, first {unknown[0]!r}"
+        todo += "--policy one_split=exclude"
+        raise InputError(root / "val", expected="the classes of train/", found=found, todo=todo)
+
+
+def _divided(files: list[ClassFiles], units: int, least: int) -> Iterator[list[tuple[str, str, str]]]:
+    """Cut the files into about `units` parts of equal size, each of at least `least` files, in their order.
+
+    A part has the form of `ValidationUnit.classes`.
+    """
+    size = max(least, -(-sum(len(part.paths) for part in files) // units))
+    unit: list[tuple[str, str, str]] = []
+    room = size
+    for part in files:
+        start = 0
+        while start < len(part.paths):
+            piece = part.paths[start : start + room]
+            unit.append((part.split, part.class_name, "\0".join(piece)))
+            start, room = start + len(piece), room - len(piece)
+            if not room:
+                yield unit
+                unit, room = [], size
+    if unit:
+        yield unit
+
+
+def _read_table(path: Path) -> pa.Table:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(use_threads=False)
+
+
 def load_validation(directory: PathLike) -> Validation:
     """Read a finished validation and verify its manifest.
 
@@ -196,12 +238,12 @@ def load_validation(directory: PathLike) -> Validation:
     return Validation(directory=directory, root=Path(summary["root"]), **{key: summary[key] for key in names})
 
 
-def _with_progress(results: Iterable[Examined], plan: ValidationPlan) -> Iterator[Examined]:
-    """Yield the results and log a line of progress every _SECONDS."""
+def _with_progress(results: Iterable[int], plan: ValidationPlan) -> Iterator[int]:
+    """Yield the results of the units and log a line of progress every _SECONDS."""
     total, done, last = sum(unit.files for unit in plan.units), 0, time.monotonic()
-    for result in results:
-        yield result
-        done += result.files
+    for examined, unit in zip(results, plan.units):
+        yield examined
+        done += unit.files
         if time.monotonic() - last > _SECONDS:
             last = time.monotonic()
             logger.info("%s: %s of %s files", plan.root, f"{done:,}", f"{total:,}")

@@ -162,6 +162,16 @@ class DeviceConfig(Section):
     )
 
 
+class EvaluateConfig(Section):
+    """Where the evaluation protocols measure. Protocols that train do that on `device.target` all the same."""
+
+    target: Optional[Target] = Field(
+        None,
+        description="kind of device that computes features and classes; none: device.target. With CPU, the nightly "
+        "evaluation needs no NPU; otherwise it waits until device.ranks NPUs are free",
+    )
+
+
 class ComputeConfig(Section):
     """Precision and memory of the computation. Parameters, LayerNorm, softmax and the loss are always float32."""
 
@@ -334,6 +344,7 @@ class Config(Section):
     model: ModelConfig = Field(ModelConfig(), description="see below")
     device: DeviceConfig = Field(DeviceConfig(), description="see below")
     compute: ComputeConfig = Field(ComputeConfig(), description="see below")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see below")
     pretrain: Optional[PretrainConfig] = Field(None, description="see below")
     finetune: Optional[FinetuneConfig] = Field(None, description="see below")
     linear: Optional[LinearConfig] = Field(None, description="see below")
@@ -369,6 +380,11 @@ class Config(Section):
         """Return the sections that train, with their names."""
         named = (("pretrain", self.pretrain), ("finetune", self.finetune), ("linear", self.linear))
         return [(name, recipe) for name, recipe in named if recipe is not None]
+
+    @property
+    def measured_on(self) -> DeviceConfig:
+        """The devices that the evaluation protocols measure on."""
+        return self.device.model_copy(update={"target": self.evaluate.target or self.device.target})
 
     @property
     def recipe(self) -> Recipe:

@@ -5,6 +5,6 @@ Read context.py first. MindSpore is imported only when a function needs it.
 
 from __future__ import annotations
 
-from mae.device.context import all_mean, check_target, compute_dtype, float_status, seed_initialisers, setup
+from mae.device.context import DeviceHeld, all_mean, check_target, compute_dtype, free_devices, setup
 
-__all__ = ["all_mean", "check_target", "compute_dtype", "float_status", "seed_initialisers", "setup"]
+__all__ = ["DeviceHeld", "all_mean", "check_target", "compute_dtype", "free_devices", "setup"]

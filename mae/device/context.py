@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.base.errors import InputError
 from mae.config.sections import ComputeConfig, DeviceConfig
 from mae.device.shared_mean import SharedMean
+from mae.launch.locks import DeviceHeld, holder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,7 @@ def check_target(config: DeviceConfig) -> None:
     """
     if config.target != "Ascend":
         return
-    found = len([path for path in Path(ASCEND_DEVICES).glob("davinci[0-9]*") if path.name[7:].isdigit()])
+    found = len(_npus())
     if found < config.ranks:
         raise InputError(
             "device.target: Ascend",
@@ -38,6 +39,28 @@ def check_target(config: DeviceConfig) -> None:
             found=f"{found} on this machine",
             todo="run on a 910A server with its driver loaded, or try configs/demo.yaml, which runs on any CPU",
         )
+
+
+def free_devices(target: str, count: int) -> list[int]:
+    """Return the numbers of `count` NPUs of this server that no job holds; an empty list on a CPU.
+
+    Raises:
+        DeviceHeld: fewer are free.
+    """
+    if target != "Ascend":
+        return []
+    holders = {number: holder(number) for number in _npus()}
+    free = [number for number, who in holders.items() if who is None]
+    if len(free) < count:
+        held = "; ".join(f"NPU {number} held by {who}" for number, who in holders.items() if who is not None)
+        todo = "wait for that job, or compute on CPUs"
+        raise DeviceHeld("NPUs of this server", expected=f"{count} that no job uses", found=held or "none", todo=todo)
+    return free[:count]
+
+
+def _npus() -> list[int]:
+    names = (path.name[7:] for path in Path(ASCEND_DEVICES).glob("davinci[0-9]*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def seed_initialisers(seed: int) -> None:

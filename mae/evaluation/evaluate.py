@@ -12,9 +12,9 @@ from datasets.base.errors import InputError
 from datasets.base.files import PathLike, StageResult, write_json
 from datasets.records import check_labelled, load_index
 from mae.config.protocols import protocols
-from mae.config.sections import Config, LinearConfig, Section, TrainingSection
-from mae.device.context import check_target, setup
-from mae.evaluation.protocol import Score, Subject
+from mae.config.sections import Config, LinearConfig, TrainingSection
+from mae.device.context import check_target, free_devices, setup
+from mae.evaluation.protocol import Score, Subject, protocol_settings
 from mae.launch.call import in_child
 from mae.runs.evaluations import EvaluationFile, read_evaluation
 from mae.runs.model_file import model_digest, model_file, run_directory
@@ -78,11 +78,13 @@ def evaluate(
         logger.info("%s: reusing the evaluation", path)
         return earlier
     started = time.monotonic()
-    check_target(config.device)
+    device = config.measured_on
+    check_target(device)
     if isinstance(settings, TrainingSection) and hasattr(module, "ENCODER"):
         model = _trained(model, records, config, protocol, settings, Path(workspace))
-    ranks = 1 if hasattr(module, "measure") else config.device.ranks
-    measured = in_child(_measured, config.device, near=path.parent, ranks=ranks)
+    ranks = 1 if hasattr(module, "measure") else device.ranks
+    devices = free_devices(device.target, ranks)
+    measured = in_child(_measured, device, near=path.parent, ranks=ranks, devices=devices)
     results = measured(protocol, Subject(model, records, config, Path(workspace)), ranks)
     found = EvaluationFile(**inputs, results=results, seconds=round(time.monotonic() - started, 1))
     write_json(path, found.model_dump())
@@ -108,25 +110,13 @@ def _measured(protocol: str, subject: Subject, ranks: int) -> list[Score]:
 
     module, config = protocols()[protocol], subject.config
     settings = protocol_settings(protocol, config)
-    setup(config.device.target, ranks=ranks, compute=config.compute)
+    setup(config.measured_on.target, ranks=1, compute=config.compute)
     if hasattr(module, "measure"):
         return list(module.measure(subject, settings))
     if hasattr(module, "predict"):
         predict = partial(module.predict, settings=settings)
         return list(measure_frozen(subject, getattr(settings, "pool", "cls"), predict, ranks))
     return list(classify(subject, module.ENCODER, ranks))
-
-
-def protocol_settings(protocol: str, config: Config) -> Section:
-    """Return the config's section of a protocol, or its defaults; a recipe that trains has to be in the config.
-
-    Raises:
-        InputError: the protocol trains and the config has no section for it.
-    """
-    kind, found = protocols()[protocol].Settings, config.section(protocol)
-    if found is None and issubclass(kind, TrainingSection):
-        raise InputError("config", expected=f"a section `{protocol}:`", found="none", todo="add it")
-    return found if found is not None else kind()
 
 
 def _directory(model: Path, out: Optional[PathLike]) -> Path:

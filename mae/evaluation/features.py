@@ -64,6 +64,9 @@ def shared_features(
         name: of the files, different for each call with the same split.
     """
     rank, workers = int(os.environ.get("RANK_ID", "0")), subject.config.data.workers
+    images = load_index(subject.records).splits[split].images
+    if rank * BATCH >= images:  # there are fewer batches than ranks
+        return None
     mine = split_features(subject.records, split, model, compute, workers=workers, rank=rank, ranks=ranks)
     if ranks == 1:
         return mine
@@ -73,13 +76,11 @@ def shared_features(
         np.savez(partial_file, values=mine.values, labels=mine.labels)
         partial_file.rename(folder / f"{name}-{split}-{rank}.npz")
         return None
-    images = load_index(subject.records).splits[split].images
     values, labels = np.empty((images, mine.values.shape[1]), np.float32), np.empty(images, np.int32)
-    for other in range(ranks):
+    for other in range(min(ranks, -(-images // BATCH))):
         part = mine if other == 0 else _received(folder / f"{name}-{split}-{other}.npz")
         places = np.arange(images) // BATCH % ranks == other
-        if places.any():
-            values[places], labels[places] = part
+        values[places], labels[places] = part
     return Features(values, labels)
 
 
@@ -124,7 +125,7 @@ def split_features(
     rank: int = 0,
     ranks: int = 1,
 ) -> Features:
-    """Return the features of a rank's part of a split, or of its first `limit` records; each image is read once."""
+    """Return the features of a rank's batches of a split, or of its first `limit` records; each image is read once."""
     batches = ordered_batches(
         records,
         split,
@@ -136,10 +137,8 @@ def split_features(
         ranks=ranks,
         limit=limit,
     )
-    parts = [Features(compute(batch.images), batch.labels) for batch in batches]
-    if not parts:  # there are fewer batches than ranks
-        return Features(np.empty((0, 0), np.float32), np.empty(0, np.int32))
-    return Features(*map(np.concatenate, zip(*parts)))
+    parts = [(compute(batch.images), batch.labels) for batch in batches]
+    return Features(np.concatenate([v for v, _ in parts]), np.concatenate([y for _, y in parts]))
 
 
 def in_fixed_batches(compute: Compute) -> Compute:

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mae.config.sections import Config
+from datasets.base.errors import InputError
+from mae.config.protocols import protocols
+from mae.config.sections import Config, Section, TrainingSection
 from mae.runs.evaluations import Score
 
-__all__ = ["Features", "Score", "Subject"]
+__all__ = ["Features", "Score", "Subject", "protocol_settings"]
 
 
 class Subject(NamedTuple):
@@ -27,3 +29,15 @@ class Features(NamedTuple):
 
     values: np.ndarray  # (N, F) float32
     labels: np.ndarray  # (N,) int32
+
+
+def protocol_settings(protocol: str, config: Config) -> Section:
+    """Return the config's section of a protocol, or its defaults; a recipe that trains has to be in the config.
+
+    Raises:
+        InputError: the protocol trains and the config has no section for it.
+    """
+    kind, found = protocols()[protocol].Settings, config.section(protocol)
+    if found is None and issubclass(kind, TrainingSection):
+        raise InputError("config", expected=f"a section `{protocol}:`", found="none", todo="add it")
+    return found if found is not None else kind()

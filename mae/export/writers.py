@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -13,9 +13,9 @@ from mindspore import Tensor, nn
 
 from datasets.base.errors import InputError
 from mae.export.onnx_graph import vit_graph
+from mae.model.card import ModelCard
 from mae.model.vit import Encoder
 from mae.runs.checkpoint import digest_once
-from mae.weights.restore import load_model
 
 CARD, SOURCE, NORMALISATION = "maeflow", "source_digest", "normalisation"  # keys of a file's metadata
 PROTOBUF_BYTES = 2**31 - 2**24  # of weights that fit into one ONNX file; MindSpore splits its own files from 1 GB
@@ -23,31 +23,17 @@ PROTOBUF_BYTES = 2**31 - 2**24  # of weights that fit into one ONNX file; MindSp
 Compute = Callable[[np.ndarray], np.ndarray]  # images float32 (N, 3, H, W) -> output
 
 
-class Source:
-    """The model of a checkpoint, with the name of its output, and the metadata of the file to write."""
+def output_of(model: Encoder) -> tuple[nn.Cell, str]:
+    """Return the graph from images to the output, and the output's name."""
+    graph, name = (model, "logits") if model.card.kind == "classifier" else (_Tokens(model), "tokens")
+    graph.set_train(False)
+    return graph, name
 
-    def __init__(self, path: Path) -> None:
-        self.model = load_model(path)
-        card, config = self.model.card, self.model.config
-        classifies = card.kind == "classifier"
-        self.graph, self.output = (self.model, "logits") if classifies else (_Tokens(self.model), "tokens")
-        self.graph.set_train(False)
-        normalisation = {"mean": config.pixel_mean, "std": config.pixel_std, "of": "RGB between 0 and 1"}
-        self.metadata = {
-            CARD: card.model_dump_json(),
-            SOURCE: digest_once(path),
-            NORMALISATION: json.dumps(normalisation),
-        }
 
-    def images(self, number: int) -> np.ndarray:
-        """Return random input, float32 (number, 3, H, W)."""
-        shape = (number, 3, *self.model.config.image_shape)
-        return np.random.default_rng(0).standard_normal(shape, np.float32)
-
-    def compute(self, images: np.ndarray) -> np.ndarray:
-        """Return the model's output."""
-        found: np.ndarray = self.graph(Tensor(images)).asnumpy()
-        return found
+def metadata_of(path: Path, card: ModelCard) -> dict[str, str]:
+    """Return the metadata of an exported file: the model's card, the digest of its file, and the normalisation."""
+    normalisation = {"mean": card.model.pixel_mean, "std": card.model.pixel_std, "of": "RGB between 0 and 1"}
+    return {CARD: card.model_dump_json(), SOURCE: digest_once(path), NORMALISATION: json.dumps(normalisation)}
 
 
 class _Tokens(nn.Cell):
@@ -61,20 +47,25 @@ class _Tokens(nn.Cell):
         return self.model.encode(images)
 
 
-def write_mindir(source: Source, stem: Path, images: np.ndarray) -> tuple[Path, Compute]:
+def write_mindir(graph: nn.Cell, stem: Path, images: np.ndarray, metadata: dict[str, str]) -> tuple[Path, Compute]:
     """Write a MindIR file for batches of the shape of `images` into a folder, under a name that begins with `stem`."""
 
-    def describe(model: object) -> None:
-        for key, value in source.metadata.items():
-            model.user_info[key] = value  # type: ignore[attr-defined]
+    def describe(model: Any) -> None:
+        for key, value in metadata.items():
+            if hasattr(model.user_info, "add"):  # a list of entries: MindSpore 2.7 with protobuf 4 or newer
+                model.user_info.add(key=key, value=value)
+            else:
+                model.user_info[key] = value
 
-    ms.export(source.graph, Tensor(images), file_name=str(stem), file_format="MINDIR", custom_func=describe)
+    ms.export(graph, Tensor(images), file_name=str(stem), file_format="MINDIR", custom_func=describe)
     (file,) = stem.parent.glob("*.mindir")  # for a large model <stem>_graph.mindir, its weights in <stem>_variables/
     loaded = nn.GraphCell(ms.load(str(file)))
     return file, lambda x: loaded(Tensor(x)).asnumpy()
 
 
-def write_onnx(source: Source, stem: Path, batch_size: Optional[int], shape: tuple[int, ...]) -> tuple[Path, Compute]:
+def write_onnx(
+    model: Encoder, output: str, stem: Path, batch_size: Optional[int], shape: tuple[int, ...], metadata: dict[str, str]
+) -> tuple[Path, Compute]:
     """Write <stem>.onnx for batches of `batch_size` images (None: of any size) with outputs of `shape`.
 
     Raises:
@@ -86,13 +77,11 @@ def write_onnx(source: Source, stem: Path, batch_size: Optional[int], shape: tup
     except ImportError as error:
         todo = "run pip install -e '.[onnx]' -c .venv/constraints.txt in the folder of maeflow, or export to .mindir"
         raise InputError(f"{stem.name}.onnx", expected="onnx and onnxruntime", found=str(error), todo=todo) from None
-    config, weights = source.model.config, {p.name: p.asnumpy() for p in source.model.get_parameters()}
-    model = vit_graph(
-        config, weights, output=source.output, shape=shape, batch_size=batch_size, metadata=source.metadata
-    )
+    weights = {p.name: p.asnumpy() for p in model.get_parameters()}
+    graph = vit_graph(model.config, weights, output=output, shape=shape, batch_size=batch_size, metadata=metadata)
     file = stem.with_name(f"{stem.name}.onnx")
     large = sum(w.nbytes for w in weights.values()) > PROTOBUF_BYTES
-    onnx.save_model(model, file, save_as_external_data=large, location=f"{stem.name}.data")
+    onnx.save_model(graph, file, save_as_external_data=large, location=f"{stem.name}.data")
     onnx.checker.check_model(file, full_check=True)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return file, lambda x: session.run(None, {"images": x})[0]

@@ -22,7 +22,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -164,7 +163,7 @@ def run_child(
     that `arguments` name.
 
     Args:
-        log_dir: receives rank_<n>.log.
+        log_dir: receives rank_<n>.log, and launch/ while the processes run.
         owner: what the child does, shown to those who need the same NPU.
         devices: the NPU of each rank; empty on CPUs.
         report_line: called with each line that rank 0 prints.
@@ -185,18 +184,17 @@ def run_child(
                 assert report_line is not None
                 report_line(line.decode(errors="replace").rstrip())
 
-    with tempfile.TemporaryDirectory(prefix="maeflow-") as folder:
-        run_ranks(
-            ["-m", module, *arguments],
-            ranks=ranks,
-            log_dir=log_dir,
-            run_dir=Path(folder),
-            devices=devices,
-            python=python,
-            owner=owner,
-            poll=None if report_line is None else poll,
-            poll_seconds=WATCH_SECONDS,
-        )
+    run_ranks(
+        ["-m", module, *arguments],
+        ranks=ranks,
+        log_dir=log_dir,
+        run_dir=log_dir,
+        devices=devices,
+        python=python,
+        owner=owner,
+        poll=None if report_line is None else poll,
+        poll_seconds=WATCH_SECONDS,
+    )
 
 
 def rank_main(function: Callable[[], None]) -> None:

@@ -29,37 +29,34 @@ class Normalise(nn.Cell):
         return ((images.astype(ms.float32) - self.shift) * self.scale).transpose(0, 3, 1, 2)
 
 
-class Classify(nn.Cell):
-    """Logits (N, classes) of uint8 images (N, H, W, 3)."""
+class OnImages(nn.Cell):
+    """Base of the cells that run a model on uint8 images. Its parameters keep their names."""
 
-    def __init__(self, model: VisionTransformer) -> None:
+    def __init__(self, model: MaskedAutoencoder | VisionTransformer) -> None:
         super().__init__(auto_prefix=False)
         self.model = model
         self.normalise = Normalise(model.config)
+
+
+class Classify(OnImages):
+    """Logits (N, classes) of uint8 images (N, H, W, 3)."""
 
     def construct(self, images: Tensor) -> Tensor:
         return self.model(self.normalise(images))
 
 
-class Reconstruct(nn.Cell):
+class Reconstruct(OnImages):
     """Predicted patches (N, L, p*p*3) and mask (N, L) of uint8 images (N, H, W, 3)."""
-
-    def __init__(self, model: MaskedAutoencoder) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
 
     def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.reconstruct(self.normalise(images), ids_keep, ids_restore)
 
 
-class Encode(nn.Cell):
+class Encode(OnImages):
     """uint8 images (N, H, W, 3) -> features (N, D): the class token, or the patches' mean if `pool` is mean."""
 
     def __init__(self, model: MaskedAutoencoder | VisionTransformer, pool: str) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
+        super().__init__(model)
         self.mean = pool == "mean"
 
     def construct(self, images: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from datasets.base.files import PathLike, StageResult, atomic_write
 from datasets.base.lock import exclusive
 from datasets.images import decode
 from mae.config.sections import DeviceConfig, Target
-from mae.device.context import check_target, setup
+from mae.device.context import check_target, free_devices, setup
 from mae.launch.call import in_child
 from mae.prediction.images import Source, sources
 from mae.runs.model_file import model_digest
@@ -88,7 +88,8 @@ def predict(
             pictures.mkdir()
             downloads.mkdir()
             stored = [_Request(_file(source, downloads), source.stem, row) for source, row in missing]
-            rows = in_child(_predict, device, near=out)(model_path, stored, pictures, device.target)
+            devices = free_devices(device.target, 1)
+            rows = in_child(_predict, device, near=out, devices=devices)(model_path, stored, pictures, device.target)
             with exclusive(out):
                 _merge(out, rows, pictures)
     else:
@@ -112,6 +113,7 @@ def _file(source: Source, downloads: Path) -> Path:
     """Return the file of an image, which is written to `downloads` if the image came from an address."""
     if isinstance(source.content, Path):
         return source.content
+    assert isinstance(source.content, bytes)  # an image in memory has no path or address
     path = downloads / source.digest
     path.write_bytes(source.content)
     return path

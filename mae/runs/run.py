@@ -14,7 +14,7 @@ from datasets.base.digests import value_digest
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult, atomic_write
 from datasets.records import load_index
-from mae.config.load import dump_config, load_config, overridden, parse_config
+from mae.config.load import dump_config, load_config, parse_config, parse_overrides
 from mae.config.sections import Config, PretrainConfig
 from mae.runs import checkpoint, log
 from mae.runs.inputs import run_inputs
@@ -106,7 +106,7 @@ class Run:
             logger.info(text, self.directory, python)
         values = self.config.model_dump(mode="json")
         values["device"]["python"] = None
-        return parse_config(overridden(values, overrides), source=self.directory / CONFIG)
+        return parse_config(parse_overrides(overrides, values), source=self.directory / CONFIG)
 
     def write_config(self) -> None:
         """Create the folder and write config.yaml."""

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
-from mae.model.forward import Normalise
-from mae.model.mae import MaskedAutoencoder
+from mae.model.forward import OnImages
 from mae.model.vit import VisionTransformer
 
 
-class PretrainLoss(nn.Cell):
+class PretrainLoss(OnImages):
     """Loss of a MAE on uint8 images."""
-
-    def __init__(self, model: MaskedAutoencoder) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
 
     def construct(self, images: Tensor, ids_keep: Tensor, ids_restore: Tensor) -> Tensor:
         return self.model(self.normalise(images), ids_keep, ids_restore)
 
 
-class ClassifyLoss(nn.Cell):
+class ClassifyLoss(OnImages):
     """Cross entropy of a classifier on uint8 images, with label smoothing, and mixed images if the batch has a map."""
 
     def __init__(self, model: VisionTransformer, label_smoothing: float) -> None:
-        super().__init__(auto_prefix=False)
-        self.model = model
-        self.normalise = Normalise(model.config)
+        super().__init__(model)
         self.label_smoothing = label_smoothing
         self.drop_path = model.drop_path
         self.reverse = ops.ReverseV2(axis=[0])

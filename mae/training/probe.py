@@ -10,8 +10,8 @@ from mindspore import Tensor
 
 from mae.config.protocols import protocols
 from mae.config.sections import PretrainConfig
-from mae.evaluation.evaluate import protocol_settings
 from mae.evaluation.features import Features, encoder_features, split_features
+from mae.evaluation.protocol import protocol_settings
 from mae.model.mae import MaskedAutoencoder
 from mae.runs.run import Run
 from mae.training.metrics import Metrics

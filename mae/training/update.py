@@ -41,7 +41,7 @@ class Gradients(nn.Cell):
         images = ops.depend(batch[0], self.clear(self.no_fault))
         loss, gradients = self.value_and_grad(images, *batch[1:])
         status = self.read(ops.depend(self.no_fault, (loss, gradients)))
-        return ops.stack([loss, (status != 0).astype(ms.float32).max()]), gradients
+        return ops.stack((loss, (status != 0).astype(ms.float32).max())), gradients
 
 
 class Combine(nn.Cell):
@@ -229,7 +229,7 @@ class Update(nn.Cell):
             gradients = self.map(ops.partial(_scaled, applied), gradients)
         else:
             gradients = self.map(ops.partial(_or_zero, applied), gradients)
-        report = ops.stack([loss, norm, scale, overflows, halted, saturated])
+        report = ops.stack((loss, norm, scale, overflows, halted, saturated))
         done = ops.depend(report, self.optimizer(gradients, lr, applied))
         if self.accum_iter > 1:
             done = ops.depend(done, ops.assign(self.loss_sum, ops.zeros_like(values)))

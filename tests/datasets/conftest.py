@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.manifest import ManifestRow, iterate_manifest
+
 os.environ.setdefault("GLOG_v", "3")  # MindSpore logs below errors are noise here
 
 
@@ -32,6 +34,10 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
 def _grey16(seed: int) -> bytes:
     values = np.asarray(picture(seed).convert("L")).astype(np.uint16) * 257
     return encode(Image.fromarray(values), "PNG")
+
+
+def read_manifest(path: Path) -> list[ManifestRow]:
+    return list(iterate_manifest(path))
 
 
 KINDS: dict[str, Callable[[int], bytes]] = {

@@ -1,18 +1,25 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from prefect import flow
 
 from datasets.base.errors import InputError
 from datasets.base.files import StageResult
+from flows import evaluate as nightly
 from flows.evaluate import mae_evaluate
 from flows.job import NEEDS, REAL_JOB, load_job
 from flows.pretrain import Chain, mae_pretrain
 from flows.stages import finished, stage
+from mae.config import load_config
+from mae.device import DeviceHeld, context
+from mae.launch import locks
 
 
 def test_ascend_without_npu_fails_before_any_stage(tiny_job: Path, tiny_root: Path, workspace: Path) -> None:
@@ -73,6 +80,33 @@ class TestWholeChain:
         assert [line.split(" in ")[0] for line in lines] == [f"{name}: reused" for name in own_images]
         assert len(list((shared_workspace / "records").glob("tiny-*/index.json"))) == 1
 
+    def test_the_flows_process_never_loads_mindspore(
+        self, chain: Chain, shared_workspace: Path, tiny_root: Path
+    ) -> None:
+        """In a process of its own, as this one may have loaded it for another test."""
+        code = """
+import importlib, pkgutil, sys
+from pathlib import Path
+
+import flows
+for module in pkgutil.iter_modules(flows.__path__):
+    importlib.import_module(f"flows.{module.name}")
+from mae.config import DeviceConfig
+from mae.runs import Run
+from tasks.evaluate import evaluate
+from tasks.predict import predict
+run, out = Run.open(Path(sys.argv[1])), Path(sys.argv[2])
+predict.fn(run.newest(), [sys.argv[3]], out, DeviceConfig(), seed=1)
+evaluate.fn("knn", run.newest(), run.records, run.config, run.workspace)
+print(sorted(name for name in ("mindspore", "sklearn", "torch") if name in sys.modules))
+"""
+        image = next((tiny_root / "val").rglob("*.JPEG"))
+        arguments = [chain.run_dir, shared_workspace / "predictions", image]
+        done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+        assert done.stdout == "[]\n", done.stderr
+        assert (shared_workspace / "predictions" / "predictions.parquet").is_file()
+        (chain.run_dir / "evaluations" / "knn.json").unlink()
+
     def test_nightly_evaluation_measures_the_run_again(self, chain: Chain, shared_workspace: Path) -> None:
         written = mae_evaluate()
         assert [chain.run_dir.name in path.name for path in written] == [True]
@@ -129,6 +163,34 @@ class TestBadInput:
         with pytest.raises(InputError, match="images"):
             mae_pretrain(str(tiny_job), [], str(root), None, ["validate"])
         assert "is tried again" not in caplog.text  # which tests/tasks/test_stage.py finds after other errors
+
+
+def test_the_night_waits_for_npus_that_a_job_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (3, 5):
+        (tmp_path / f"davinci{number}").touch()
+    monkeypatch.setattr(context, "ASCEND_DEVICES", str(tmp_path))
+    monkeypatch.setattr(locks, "FOLDERS", (str(tmp_path),))
+    tmp_path.chmod(0o777)  # as /run/lock
+    monkeypatch.setattr(nightly, "LOOK_SECONDS", 0.1)
+    caplog.set_level("INFO")
+    job = load_config("configs/pretrain_vit_b16_800ep.yaml", ["device.ranks=2"])
+    with locks.devices_held([3], "run x"):
+        monkeypatch.setattr(nightly, "WAIT_HOURS", 0.3 / 3600)
+        with pytest.raises(DeviceHeld, match=r"expected 2 that no job uses, found NPU 3 held by run x \(process"):
+            nightly._wait_for_devices("night", job)
+        nightly._wait_for_devices("night", load_config(REAL_JOB, ["evaluate.target=CPU"]))
+        monkeypatch.setattr(nightly, "WAIT_HOURS", 1)
+        waiting = Thread(target=nightly._wait_for_devices, args=("night", job))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    lines = [record.getMessage() for record in caplog.records if record.name == "flows.evaluate"]
+    assert len(lines) == 2, "one line each time it waits, not one each time it looks"
+    assert context.free_devices("Ascend", 2) == [3, 5]
 
 
 class Written(StageResult):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,5 @@ def in_process() -> Iterator[None]:
     """Evaluate, predict and export in this process, not in a child, which would load MindSpore for each call."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("mae.evaluation.evaluate", "mae.prediction.predict", "mae.export.verified"):
-            __import__(module)
-            patch.setattr(sys.modules[module], "in_child", lambda function, *_, **__: function)
+            patch.setattr(import_module(module), "in_child", lambda function, *_, **__: function)
         yield

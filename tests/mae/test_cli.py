@@ -1,13 +1,17 @@
 """The command line: its output, exit codes and help. Commands run in this process unless the process is tested."""
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
+from datasets.base.errors import InputError
 from mae.cli import app
 from tests.mae.command_line import mae
 
@@ -35,14 +39,45 @@ def test_every_stage_without_prefect(tmp_path, tiny_yaml, caplog):
     run = mae("train", *job).result["run_dir"]
     assert mae("train", *job).result["reused"]
     assert "reusing the finished run" in caplog.text
-    logistic = mae("evaluate", run, "--data", records, "--protocol", "logistic", "--workspace", workspace).result
-    assert [score["encoder"] for score in logistic["results"]] == ["pretrained", "random", "pixels"]
-    folder = mae("evaluate", run, "--data", images, "--protocol", "knn", "--workspace", workspace).result
-    assert len(folder["results"]) == 3
+    found = mae("evaluate", run, "--data", images, "--protocol", "knn", "--workspace", workspace).result
+    assert [score["encoder"] for score in found["results"]] == ["pretrained", "random", "pixels"]
+    assert "knn: pretrained" in caplog.text
+    assert mae("export", run, tmp_path / "encoder.mindir").result["output"] == "tokens"
     predictions = mae("predict", run, images / "val" / "bag", "--out", run).result
     assert predictions["images"] == 3
     page = mae("report", run).result["path"]
     assert "<html" in (tmp_path / page).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "python"),
+    [
+        ([], None),
+        (["--python", "own"], "own"),
+        (["--set", "device.python=own"], "own"),
+        (["--config", "config.yaml"], "theirs"),
+        (["--config", "config.yaml", "--python", "own"], "own"),
+    ],
+)
+def test_the_interpreter_of_a_run_is_named_and_not_started(
+    trained, records, tmp_path, monkeypatch, caplog, arguments, python
+):
+    """A run's folder may be somebody else's. A config that the user gives is the user's."""
+    run, started = tmp_path / "runs" / "their-run", []
+
+    def in_child(_, device, **__):
+        started.append(device.python)
+        raise InputError("end", expected="a", found="b", todo="c")
+
+    shutil.copytree(trained.run_dir, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "device": {"python": "theirs"}}))
+    shutil.copy(run / "config.yaml", tmp_path)
+    monkeypatch.setattr(import_module("mae.evaluation.evaluate"), "in_child", in_child)
+    caplog.set_level("INFO")
+    assert mae("evaluate", run, "--data", records, "--protocol", "knn", "--out", "out", *arguments).code == 1
+    assert started == [python]
+    assert ("not using device.python theirs of this run" in caplog.text) == ("--config" not in arguments)
 
 
 def test_rank_tables(tmp_path):

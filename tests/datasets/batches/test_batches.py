@@ -39,9 +39,8 @@ def records(tmp_path_factory):
             noise = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
             image = noise.convert("L").resize((240, 160)) if n % 4 == 0 else noise
             image.save(path, quality=100)
-    return write_records(
-        validate(folder / "images", folder / "valid").directory, folder / "records", shard_mb=1
-    ).directory
+    valid = validate(folder / "images", folder / "valid").directory
+    return write_records(valid, folder / "records", shard_mb=1, workers=1).directory
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from datasets.images.inspect import inspect, sniff, stored_bytes, suffix_fault
-from datasets.manifest.faults import outcome
+from datasets.manifest.faults import conversions, outcome
 
 CASES = [  # kind, faults, mode, format, part of the reason
     ("rgb.jpg", "", "RGB", "JPEG", ""),
@@ -46,6 +46,10 @@ CONVERTED = [case[0] for case in CASES if outcome(filter(None, case[1].split(","
 CONVERTED.remove("bilevel.png")  # two levels, far from the picture
 
 
+def stored(data, short_side):
+    return stored_bytes(data, short_side=short_side, convert=conversions(inspect(data).faults))
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("kind", "faults", "mode", "file_format", "reason"), CASES, ids=[case[0] for case in CASES])
 def test_inspect(image_bytes, kind, faults, mode, file_format, reason):
@@ -78,22 +82,22 @@ def test_sixteen_bit_colour_is_not_taken_for_ordinary_rgb():
 @pytest.mark.parametrize("kind", [case[0] for case in CASES if case[1] in ("", "grey")])
 def test_ordinary_files_are_stored_bit_for_bit(image_bytes, kind):
     data = image_bytes(kind)
-    assert stored_bytes(data, short_side=None) == data
-    assert stored_bytes(data, short_side=32) == data  # 48 x 32 needs no shrinking
-    assert stored_bytes(data, short_side=100) == data  # and nothing is enlarged
+    assert stored(data, short_side=None) == data
+    assert stored(data, short_side=32) == data  # 48 x 32 needs no shrinking
+    assert stored(data, short_side=100) == data  # and nothing is enlarged
 
 
 @pytest.mark.parametrize("kind", [case[0] for case in CASES if case[0] in CONVERTED])
 def test_odd_files_become_rgb_jpeg_of_the_same_picture(image_bytes, kind):
     data = image_bytes(kind, 3)
-    stored = stored_bytes(data, short_side=None)
-    image = Image.open(io.BytesIO(stored))
+    found = stored(data, short_side=None)
+    image = Image.open(io.BytesIO(found))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 32))
     reference = Image.open(io.BytesIO(image_bytes("grey.png" if "grey" in kind else "rgb.png", 3))).convert("RGB")
     error = np.abs(np.asarray(image, dtype=int) - np.asarray(reference, dtype=int)).mean()
     # JPEG alone costs about 2 of 255 levels here; the web palette of GIF and PNG mode P up to 25
     assert error < (25 if kind in ("palette.png", "picture.gif") else 6)
-    assert stored == stored_bytes(data, short_side=None)
+    assert found == stored(data, short_side=None)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_odd_files_become_rgb_jpeg_of_the_same_picture(image_bytes, kind):
     [("rgb.jpg", 16, (24, 16)), ("grey.png", 8, (12, 8)), ("cmyk.jpg", 16, (24, 16)), ("rgb.png", 31, (46, 31))],
 )
 def test_short_side(image_bytes, kind, short_side, size):
-    image = Image.open(io.BytesIO(stored_bytes(image_bytes(kind), short_side=short_side)))
+    image = Image.open(io.BytesIO(stored(image_bytes(kind), short_side=short_side)))
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", size)
 
 

@@ -17,8 +17,7 @@ import pytest
 from PIL import Image
 
 from datasets.images.inspect import MAX_PIXELS
-from datasets.manifest.rows import read_manifest
-from tests.datasets.conftest import KINDS
+from tests.datasets.conftest import KINDS, read_manifest
 
 IMAGES = os.environ.get("PILLOW_IMAGES")
 TABLE = Path(__file__).with_name("pillow_images.tsv")

@@ -13,9 +13,9 @@ import pytest
 
 from datasets.base.digests import file_digest
 from datasets.base.errors import InputError
-from datasets.manifest.rows import read_manifest
 from datasets.validation.options import ValidationOptions
 from datasets.validation.validate import load_validation, validate
+from tests.datasets.conftest import read_manifest
 
 COLUMNS = ["path", "split", "class_name", "label", "bytes", "width", "height", "mode", "format", "digest", "checksum"]
 COLUMNS += ["status", "reason", "faults", "kept"]
@@ -188,8 +188,9 @@ CHANGES = {  # name: (change of (root, out), files that are examined again)
     "manifest_changed": (lambda _, out: _append(out / "manifest.parquet"), 0),
     "manifest_removed": (lambda _, out: (out / "manifest.parquet").unlink(), 0),
     "summary_damaged": (lambda _, out: (out / "validation.json").write_text("{"), 0),
-    "part_damaged": (lambda _, out: _append(next((out / "parts").glob("train-cat-*")), cut=30), 4),
-    "part_removed": (lambda _, out: next((out / "parts").glob("train-cat-*")).unlink(), 4),
+    "table_damaged": (lambda _, out: _append(next((out / "parts").iterdir()), cut=30), 11),
+    "table_removed": (lambda _, out: next((out / "parts").iterdir()).unlink(), 11),
+    "table_of_a_larger_data_set": (lambda _, out: shutil.copy(next((out / "parts").iterdir()), out / "parts/7"), 0),
 }
 
 

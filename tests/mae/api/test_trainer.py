@@ -116,6 +116,7 @@ def test_it_predicts_with_the_trained_model(pretrained, small, images, workspace
         np.testing.assert_array_equal(np.asarray(found[0]["data"]), np.asarray(other["data"]))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_it_evaluates_the_trained_model(pretrained):
     trainer, _ = pretrained
     found = trainer.evaluate(protocol="knn")
@@ -124,6 +125,7 @@ def test_it_evaluates_the_trained_model(pretrained):
     assert trainer.evaluate(protocol="knn").reused
 
 
+@pytest.mark.usefixtures("in_process")
 def test_fine_tuning_starts_from_the_models_weights(pretrained, images, workspace, tmp_path):
     _, result = pretrained
     trainer = Trainer("image_classification", result.run_dir, images, overrides=TUNE, workspace=workspace)

@@ -29,7 +29,7 @@ def test_every_key_of_every_section_has_a_row():
         (text.split("\n")[0], line.split("`")[1]) for text in sections for line in text.splitlines() if "| `" in line
     }
     expected = {("The config itself", key) for key in Config.model_fields}
-    for name in ("data", "model", "device", "compute", "pretrain"):
+    for name in ("data", "model", "device", "compute", "evaluate", "pretrain"):
         annotation = Config.model_fields[name].annotation
         kind = annotation if isinstance(annotation, type) else annotation.__args__[0]
         expected |= {(name, key) for key in kind.model_fields}

@@ -167,6 +167,7 @@ class Planted(Base):
 def helper(x):
     return x * math.pi
 """
+LINE = "\n" + 12 * " "  # into the body of an `if`
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def helper(x):
         ("read after assign", "y = ops.assign(self.p, x); x = y + self.p", "self.p"),
         ("value after assign", "y = ops.assign_add(self.p, x); x = y + self.p.value()", "self.p"),
         ("in one expression", "x = ops.assign(self.p, x) + self.p", "self.p"),
+        ("after a branch", f"if x > 0:{LINE}x = ops.assign(self.p, x){LINE[:-4]}x = self.p", "self.p"),
         ("after Adam", "y = self.adam(self.p, self.m, self.v, x); x = self.m", "self.m"),
         ("of another cell", "y = self.loss_scale(x); x = self.loss_scale.scale", "self.loss_scale.scale"),
         (
@@ -203,7 +205,7 @@ def test_planted_code_is_refused(name, code, found):
         ("arguments", "x = self.f(x, *more)"),
         ("read before", "y = self.p * 2; x = y + ops.assign(self.p, x)"),
         ("read by the assignment", "x = ops.assign(self.p, self.p + x)"),
-        ("in the other branch", "x = ops.assign(self.p, x) if self.train else x"),
+        ("in the other branch", f"if x > 0:{LINE}x = ops.assign(self.p, x){LINE[:-4]}else:{LINE}x = self.p * 2"),
     ],
 )
 def test_good_code_is_not(name, code):

@@ -1,5 +1,7 @@
 """One update: clipping, moving average, dynamic loss scale and what it does with planted inf and NaN."""
 
+import functools
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -40,12 +42,12 @@ def _cpu():
 
 
 class Run:
-    """An update and what it reported."""
+    """An update and what it reported. Runs with the same arguments share one compiled graph and start the same."""
 
-    def __init__(self, loss=None, **settings):
-        self.loss = loss or Product()
-        self.optimizer = AdamW([self.loss.w], betas=(0.9, 0.95), weight_decay=0.05)
-        self.update = Update(self.loss, self.optimizer, ranks=1, **{"accum_iter": 1, **settings})
+    def __init__(self, loss=Product, dtype=ms.float32, **settings):
+        self.loss, self.optimizer, self.update, start = built(loss, dtype, tuple(settings.items()))
+        for parameter, value in start:
+            parameter.set_data(Tensor(value))
 
     def step(self, x, lr=1e-2):
         return StepResult.read(self.update(Tensor(lr, ms.float32), Tensor(np.array(x, np.float32))))
@@ -53,6 +55,16 @@ class Run:
     @property
     def state(self):
         return [p.asnumpy().copy() for p in (self.loss.w, *self.optimizer.state)]
+
+
+@functools.cache
+def built(loss, dtype, settings):
+    """A loss, its optimiser and update, and the parameters of all with their first values."""
+    loss = loss(dtype)
+    optimizer = AdamW([loss.w], betas=(0.9, 0.95), weight_decay=0.05)
+    update = Update(loss, optimizer, ranks=1, **{"accum_iter": 1, **dict(settings)})
+    parameters = {id(p): p for p in [loss.w, *update.state, *update.loss_scale.get_parameters()]}
+    return loss, optimizer, update, [(p, p.asnumpy().copy()) for p in parameters.values()]
 
 
 def test_a_report_of_a_plain_step():
@@ -100,7 +112,7 @@ def test_accumulated_batches_are_one(dynamic):
 
 def test_an_overflow_is_skipped_counted_and_halves_the_scale():
     """2 * 65,536 and 2 * 32,768 are more than float16 holds, 2 * 16,384 is not."""
-    run, plain = Run(Product(ms.float16), dynamic_scale=True, ema=0.5), Run()
+    run, plain = Run(dtype=ms.float16, dynamic_scale=True, ema=0.5), Run()
     before, two = run.state, np.full((2, 2), 2.0)
     for scale, overflows in ((32768.0, 1), (16384.0, 2)):
         report = run.step(two)
@@ -117,7 +129,7 @@ def test_an_overflow_is_skipped_counted_and_halves_the_scale():
 
 
 def test_what_one_batch_overflows_another_does_not_inherit():
-    run = Run(Product(ms.float16), dynamic_scale=True, accum_iter=2)
+    run = Run(dtype=ms.float16, dynamic_scale=True, accum_iter=2)
     Accumulate(run.update)(Tensor(np.full((2, 2), 100, np.float32)))
     assert run.step(GOOD).overflows == 1
     report = run.step(GOOD)
@@ -135,13 +147,13 @@ class Late(Product):
 @pytest.mark.parametrize(("dynamic", "norm"), [(False, 0.0), (True, 2e-8)])
 def test_small_gradients_survive_half_precision(dynamic, norm):
     """1e-8 is zero in float16, and 65,536 times as much is not."""
-    found = Run(Late(), dynamic_scale=dynamic).step(np.full((2, 2), 1e-8)).grad_norm
+    found = Run(Late, dynamic_scale=dynamic).step(np.full((2, 2), 1e-8)).grad_norm
     assert found == pytest.approx(norm, rel=1e-2)
 
 
 def test_good_updates_double_the_scale(monkeypatch):
     monkeypatch.setattr(LossScale, "INTERVAL", 3)
-    run = Run(dynamic_scale=True)
+    run = Run(functools.partial(Product), dynamic_scale=True)  # a graph of its own
     assert [run.step(GOOD).loss_scale / 65536 for _ in range(7)] == [1, 1, 2, 2, 2, 4, 4]
     assert LossScale.LARGEST == 2.0**24
 
@@ -155,7 +167,7 @@ def test_good_updates_double_the_scale(monkeypatch):
     ],
 )
 def test_what_is_no_overflow_halts(name, loss, batch, skipped):
-    run = Run(loss(), dynamic_scale=True)
+    run = Run(loss, dynamic_scale=True)
     run.step(np.ones((2, 2)))
     before = run.state
     reports = [run.step(batch) for _ in range(skipped + 1)] + [run.step(np.ones((2, 2)))]
@@ -166,7 +178,7 @@ def test_what_is_no_overflow_halts(name, loss, batch, skipped):
 
 
 def test_without_a_scale_every_overflow_halts():
-    run = Run(Root())
+    run = Run(Root)
     assert run.step(np.ones((2, 2))).halted == 0
     assert run.step([[0, 1], [1, 1]])[2:] == (1.0, 0, 1, False)
 
@@ -194,8 +206,8 @@ class Register:
 
 
 class Saturating(Product):
-    def __init__(self, multiplied):
-        super().__init__()
+    def __init__(self, multiplied, dtype):
+        super().__init__(dtype)
         self.multiplied = multiplied
 
     def construct(self, x):
@@ -212,7 +224,7 @@ def register(monkeypatch):
 
 
 def saturating(register, **settings):
-    return Run(Saturating(register.operator(register.multiplied)), **settings)
+    return Run(functools.partial(Saturating, register.operator(register.multiplied)), **settings)
 
 
 def test_what_a_device_saturates_is_an_overflow(register):
