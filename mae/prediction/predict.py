@@ -84,14 +84,14 @@ def predict(
         check_target(device)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{PICTURES}.partial-", dir=out) as name:
-            pictures, downloads = Path(name, PICTURES), Path(name, "downloads")
-            pictures.mkdir()
+            drawn, downloads = Path(name, PICTURES), Path(name, "downloads")
+            drawn.mkdir()
             downloads.mkdir()
             stored = [_Request(_file(source, downloads), source.stem, row) for source, row in missing]
             devices = free_devices(device.target, 1)
-            rows = in_child(_predict, device, near=out, devices=devices)(model_path, stored, pictures, device.target)
+            rows = in_child(_predict, device, near=out, devices=devices)(model_path, stored, drawn, device.target)
             with exclusive(out):
-                _merge(out, rows, pictures)
+                _merge(out, rows, drawn)
     else:
         logger.info("%s: reusing the predictions", out / TABLE)
     table = out / TABLE
