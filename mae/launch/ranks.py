@@ -107,7 +107,7 @@ def run_ranks(
         scheduler: CPUs only: host:port at which ranks meet that use MindSpore's own collectives, as those of a job on
             several servers do. The launcher of rank 0 starts the scheduler there.
         devices: the NPU of each rank; empty on CPUs. Each is locked until the last process of the tree has ended.
-        rank_table: Ascend only: content of the HCCL rank table, without which the ranks do not communicate.
+        rank_table: Ascend only: content of the HCCL rank table; without one the ranks do not communicate.
         connect_seconds: Ascend only: HCCL_CONNECT_TIMEOUT; none: that of this process's environment, or 1,800.
         python: the ranks' interpreter. Default: this process's interpreter.
         owner: shown to those who need the same NPU. Default: the run directory's name.
@@ -125,7 +125,7 @@ def run_ranks(
         common = _environment(ranks=ranks, launch_dir=launch_dir)
         if scheduler is not None:
             common |= _cluster(total, scheduler)
-        if rank_table is not None:
+        if devices and rank_table is not None:
             common |= _hccl(total, rank_table, launch_dir, connect_seconds)
         processes = []
         if scheduler is not None and first == 0:  # started first, because all others connect to it

@@ -453,6 +453,11 @@ def test_a_rank_on_ascend_reads_the_table(run, tmp_path, monkeypatch, locks, own
     assert not list(tmp_path.glob("launch*"))
 
 
+def test_ranks_on_cpus_read_no_table(run, tmp_path):
+    run(PRINT, ranks=2, rank_table=b"a local table")
+    assert (tmp_path / "logs/rank_1.log").read_text() == "MAE_LOCAL_RANK=1 MAE_LOCAL_RANKS=2 RANK_ID=1\n"
+
+
 @pytest.mark.parametrize(("first", "logs"), [(0, ["rank_0", "scheduler"]), (1, ["rank_1"])])
 def test_servers_share_a_job_on_cpus(run, tmp_path, monkeypatch, first, logs):
     monkeypatch.setenv("RANK_TABLE_FILE", "/of/another/job.json")
