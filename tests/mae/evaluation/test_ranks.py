@@ -1,7 +1,8 @@
-"""Several ranks share an evaluation: every image counts once, and the features are the same to the bit."""
+"""Several ranks share an evaluation: every image counts once, and the features differ by rounding at most."""
 
 import itertools
 
+import numpy as np
 import pytest
 
 from datasets.records import load_index
@@ -11,7 +12,7 @@ from datasets.validation.validate import validate
 from mae.config.sections import DeviceConfig
 from mae.evaluation.protocol import Subject
 from mae.launch.call import in_child
-from tests.mae.evaluation.on_ranks import features_digest
+from tests.mae.evaluation.on_ranks import features
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,10 @@ def odd_records(tmp_path_factory):
 @pytest.mark.slow
 def test_features_do_not_depend_on_the_number_of_ranks(trained, odd_records, tiny, tmp_path):
     subject = Subject(trained.checkpoint, odd_records, tiny, tmp_path)
-    found = [in_child(features_digest, DeviceConfig(), near=tmp_path, ranks=n)(subject, n) for n in (1, 2, 3)]
+    found = [in_child(features, DeviceConfig(), near=tmp_path, ranks=n)(subject, n) for n in (1, 2, 3)]
     assert set(found[0]) == {"train", "val"}
-    assert found[1:] == found[:1] * 2
+    for split, (values, labels) in found[0].items():
+        for other, other_labels in (each[split] for each in found[1:]):
+            assert other_labels == labels
+            np.testing.assert_allclose(other, values, rtol=0, atol=1e-5)
     assert list(tmp_path.iterdir()) == []
