@@ -5,9 +5,9 @@
 # make test-privileged    as root: disks that are really full, files of other users
 # make test-pillow-images validation of every file of Pillow's own tests, from its source package
 # make ranks-env          MindSpore 2.0 in .venv-ranks, for ranks on CANN 7; MINDSPORE=<a wheel of 2.2> installs that
-# make test-older         training, evaluation and prediction with the interpreter of .venv-ranks
+# make test-older         training, evaluation and prediction with the interpreter of .venv-ranks; ONLY='-k prediction' chooses tests
 # make test-ascend-release    the same with MindSpore 2.7 and Python 3.11, and the chain of the demo
-# make test-matrix        the chain of the demo with each Python of this machine
+# make test-matrix        both of these, and the chain of the demo with each Python of this machine
 # make test-aarch64       as root: tests of the data stages and eight training steps on an emulated aarch64
 #
 # PYTHON=python3.12 chooses the interpreter and MINDSPORE=2.7.0 the release: see constraints/venv.
@@ -54,17 +54,17 @@ test-pillow-images: test-environment
 
 test-older: test-environment
 	PYTHON= MINDSPORE= constraints/venv .venv-ranks older 2.0.0
-	OTHER_PYTHON=.venv-ranks/bin/python $(bin)/pytest tests/older
+	OTHER_PYTHON=.venv-ranks/bin/python $(bin)/pytest tests/older $(ONLY)
 
 test-ascend-release: test-environment
 	PYTHON= MINDSPORE= constraints/venv .venv-ascend older 2.7.0
-	OTHER_PYTHON=.venv-ascend/bin/python $(bin)/pytest tests/older
+	OTHER_PYTHON=.venv-ascend/bin/python $(bin)/pytest tests/older $(ONLY)
 	.venv-ascend/bin/python -m flows.pretrain configs/demo.yaml --workspace .venv-ascend/workspace $(one_epoch)
 
 test-aarch64: test-environment
 	tests/aarch64/run
 
-test-matrix:
+test-matrix: test-older test-ascend-release
 	for number in 3.10 3.11 3.12; do \
 		python=$$(constraints/python $$number) || { echo "no Python $$number here"; continue; }; \
 		PYTHON=$$python MINDSPORE=2.10.0 constraints/venv .venv-$$number && .venv-$$number/bin/python \

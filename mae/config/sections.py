@@ -148,11 +148,11 @@ class DeviceConfig(Section):
     target: Target = Field("CPU", description="kind of device")
     ranks: int = Field(1, gt=0, description="processes per server; on Ascend one per NPU")
     python: Optional[str] = Field(None, description="interpreter that computes; none: $MAE_PYTHON, or the current one")
-    hccl_connect_seconds: Optional[int] = Field(
-        None,
+    hccl_connect_seconds: int = Field(
+        1800,
         ge=120,
         le=7200,
-        description="seconds that ranks on Ascend wait for each other; none: `$HCCL_CONNECT_TIMEOUT`, or 1,800",
+        description="seconds that ranks on Ascend wait for each other; `$HCCL_CONNECT_TIMEOUT` of a rank",
     )
     peak_tflops: Optional[float] = Field(
         None,

@@ -50,6 +50,7 @@ TAIL_LINES = 20
 PLACE = (
     *("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID"),
     *("MS_ROLE", "MS_NODE_ID", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM"),
+    "HCCL_CONNECT_TIMEOUT",
 )
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -80,7 +81,7 @@ def run_ranks(
     scheduler: Optional[str] = None,
     devices: Sequence[int] = (),
     rank_table: Optional[bytes] = None,
-    connect_seconds: Optional[int] = None,
+    connect_seconds: int = CONNECT_SECONDS,
     python: Optional[str] = None,
     owner: Optional[str] = None,
     poll: Optional[Callable[[], Hashable]] = None,
@@ -108,7 +109,8 @@ def run_ranks(
             several servers do. The launcher of rank 0 starts the scheduler there.
         devices: the NPU of each rank; empty on CPUs. Each is locked until the last process of the tree has ended.
         rank_table: Ascend only: content of the HCCL rank table; without one the ranks do not communicate.
-        connect_seconds: Ascend only: HCCL_CONNECT_TIMEOUT; none: that of this process's environment, or 1,800.
+        connect_seconds: Ascend only: HCCL_CONNECT_TIMEOUT of the ranks. That of this process is not passed on, because
+            `import mindspore` sets it to 600.
         python: the ranks' interpreter. Default: this process's interpreter.
         owner: shown to those who need the same NPU. Default: the run directory's name.
         poll: called every `poll_seconds`. It returns a token that changes with progress. An exception ends the tree.
@@ -276,12 +278,11 @@ def _environment(*, ranks: int, launch_dir: Path) -> dict[str, str]:
     return {**defaults, **inherited, "PYTHONPATH": ranks_path(), LAUNCH_DIR: str(launch_dir)}
 
 
-def _hccl(total: int, rank_table: bytes, launch_dir: Path, connect_seconds: Optional[int]) -> dict[str, str]:
+def _hccl(total: int, rank_table: bytes, launch_dir: Path, connect_seconds: int) -> dict[str, str]:
     """Return what ranks on Ascend find each other by (MindSpore's documentation of RANK_TABLE_FILE)."""
     path = launch_dir / "rank_table.json"
     path.write_bytes(rank_table)
-    wanted = str(connect_seconds or os.environ.get("HCCL_CONNECT_TIMEOUT", CONNECT_SECONDS))
-    return {"RANK_TABLE_FILE": str(path), "RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": wanted}
+    return {"RANK_TABLE_FILE": str(path), "RANK_SIZE": str(total), "HCCL_CONNECT_TIMEOUT": str(connect_seconds)}
 
 
 def _cluster(total: int, scheduler: str) -> dict[str, str]:

@@ -154,6 +154,7 @@ def _make(published: Published, folder: Path) -> None:
         try:
             download(published.address, file)
         except NETWORK_ERRORS as error:
+            given.parent.mkdir(parents=True, exist_ok=True)
             todo = (
                 f"call again, set MAE_MIRROR to a server that has it under /{published.file}, or fetch "
                 f"{PUBLISHER}/{published.file} on a machine with internet and put it at {given}"
