@@ -65,8 +65,9 @@ def curves(run_dir: Path) -> dict[str, list[tuple[int, float, float]]]:
 
 def rank_pids(run_dir: Path) -> list[int]:
     """Return the process ids of the ranks that a launcher has started."""
-    guards = [json.loads(path.read_text())["guard"] for path in sorted(run_dir.glob("launch/rank_*.json"))]
-    return [int(Path(f"/proc/{guard}/task/{guard}/children").read_text()) for guard in guards]
+    launcher = json.loads((run_dir / "launch" / "launcher.json").read_text())["pid"]
+    children = [pid for path in Path(f"/proc/{launcher}/task").glob("*/children") for pid in path.read_text().split()]
+    return sorted(int(pid) for pid in children if b"mae.training.engine" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def killed(job: Config, workspace: Path, who: str) -> bool:
@@ -102,7 +103,9 @@ def killed(job: Config, workspace: Path, who: str) -> bool:
     else:
         time.sleep(random.random() * 0.03)
     victims = {"one rank": lambda: rank_pids(run.directory)[-1:], "all ranks": lambda: rank_pids(run.directory)}
-    for pid in victims.get(who, lambda: [process.pid])():
+    pids = victims.get(who, lambda: [process.pid])()
+    assert pids, "nothing to kill"
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert process.wait(60) != 0, "it was killed before its end"
     return bool(list(run.directory.glob("checkpoints/*.partial-*")))
