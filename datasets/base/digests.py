@@ -17,6 +17,11 @@ def file_digest(path: Union[str, Path]) -> str:
     return _of_file(path, hashlib.sha256())
 
 
+def file_md5(path: Union[str, Path]) -> str:
+    """Return the MD5 of a file's bytes, in hex; publishers of data sets and weights state it."""
+    return _of_file(path, hashlib.md5(usedforsecurity=False))
+
+
 def checksum(data: bytes) -> bytes:
     """Return the XXH3-128 of bytes, 16 bytes.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
-import hashlib
 import json
 import logging
 import os
@@ -25,13 +24,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 from datasets import imagenet
-from datasets.base.digests import value_digest
+from datasets.base.digests import file_md5, value_digest
 from datasets.base.errors import InputError, no_room, room_for
 from datasets.base.files import PathLike, StageResult, fsync, write_json
 from datasets.base.lock import exclusive, shared
 from datasets.base.parallel import in_processes
 from datasets.layout import MARKERS
-from datasets.unpacking.archive import BLOCK, Archive, InnerTar, opened, refuse
+from datasets.unpacking.archive import Archive, InnerTar, opened, refuse
 from datasets.unpacking.devkit import is_devkit, read_devkit
 from datasets.unpacking.placement import Placement, Survey, survey
 
@@ -188,15 +187,12 @@ def _check_free(sources: list[_Source], out: Path) -> None:
 
 
 def _check_md5(path: Path) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != imagenet.MD5[path.name]:
+    md5 = file_md5(path)
+    if md5 != imagenet.MD5[path.name]:
         raise InputError(
             path,
             expected=f"the published archive, md5 {imagenet.MD5[path.name]}",
-            found=f"md5 {digest.hexdigest()}",
+            found=f"md5 {md5}",
             todo="download it again; if it is meant to be another archive, rename it or pass --skip-md5",
         )
 

@@ -9,13 +9,13 @@ $MAE_MIRROR                                  address of a server to use instead 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple, Optional
 
+from datasets.base.digests import file_md5
 from datasets.base.errors import InputError
 from datasets.base.files import PathLike, write_json
 from datasets.base.lock import exclusive
@@ -162,7 +162,7 @@ def _make(published: Published, folder: Path) -> None:
             found = str(error) or type(error).__name__
             raise InputError(published.address, expected="the file", found=found, todo=todo) from None
     try:
-        md5 = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+        md5 = file_md5(file)
         if published.md5 is not None and not md5.startswith(published.md5):
             expected, todo = f"MD5 {published.md5}... as published", f"fetch it again from {published.address}"
             raise InputError(file, expected=expected, found=f"MD5 {md5}", todo=todo)

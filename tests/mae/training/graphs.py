@@ -63,7 +63,7 @@ class Graph(NamedTuple):
     inputs: dict[str, TensorProto]
     output: str
 
-    def behind(self, name: str) -> set[str]:
+    def inputs_of(self, name: str) -> set[str]:
         """Everything whose value `name` depends on, itself too."""
         found, left = set(), [name]
         while left:

@@ -45,8 +45,8 @@ def forward(graph: Graph) -> dict[str, Node]:
     returned = graph.output
     while graph.nodes[returned].kind in ("Depend", "Stack", "MakeTuple"):
         returned = graph.nodes[returned].data[0]
-    behind = graph.behind(returned)
-    return {name: node for name, node in graph.nodes.items() if name in behind}
+    needed = graph.inputs_of(returned)
+    return {name: node for name, node in graph.nodes.items() if name in needed}
 
 
 def weight(graph: Graph, name: str) -> str | None:
@@ -81,7 +81,7 @@ def masked_encoder_products(graph: Graph) -> list[str]:
     products = [(n, w) for n, w in matrix_products(graph) if w and w.startswith(tuple(rows))]
     assert len(products) == 1 + 4 * DEPTH, "the encoder's products were not found"
     wrong = [w for n, w in products if math.prod(n.dims[:-1]) != rows[w.split(".")[0]]]
-    return wrong + [w for n, w in products if mask_token in graph.behind(n.name)]
+    return wrong + [w for n, w in products if mask_token in graph.inputs_of(n.name)]
 
 
 def wrongly_typed(graph: Graph) -> list[str]:
@@ -108,12 +108,12 @@ def test_training_step(name):
     assert masked_encoder_products(graph) == []
 
 
-def test_mask_token_meets_the_tokens_behind_decoder_embed():
+def test_mask_token_meets_the_tokens_after_decoder_embed():
     """The walk finds it where it belongs, so its absence from the encoder means something."""
     graph = graph_of("float32")
     (mask_token,) = (name for name, own in graph.parameters.items() if own == "mask_token")
     products = {w: n for n, w in matrix_products(graph) if w}
-    sees = {w for w, n in products.items() if mask_token in graph.behind(n.name)}
+    sees = {w for w, n in products.items() if mask_token in graph.inputs_of(n.name)}
     assert sees == {w for w in products if w.startswith(("decoder_blocks", "decoder_pred"))}
     assert products["decoder_blocks.0.mlp.fc1.weight"].dims[-2:] == (IMAGES * (1 + PATCHES), 32)
 
@@ -129,7 +129,7 @@ def test_gradients_leave_while_others_are_computed(monkeypatch):
     sizes = [math.prod(graph.inputs[name].dims) for name, own in graph.parameters.items() if own in trained]
     assert sum(node.dims[0] for node in reduced) == 1 + sum(sizes)  # the loss, too
     products = {n for n, node in graph.nodes.items() if MATRIX_PRODUCT.fullmatch(node.kind)}
-    waits_for = sorted(len(products & graph.behind(node.name)) for node in reduced)
+    waits_for = sorted(len(products & graph.inputs_of(node.name)) for node in reduced)
     assert len(waits_for) == 6
     assert waits_for[0] < 0.4 * len(products)
     assert waits_for[-1] < 0.6 * len(products)
